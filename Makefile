@@ -1,0 +1,45 @@
+# The front door. Each target is a script in tools/, where the work is done and explained.
+#
+#   PG=18             major version of PostgreSQL (tools/versions has a file for each)
+#   PG_SOURCE=path    a source tarball to use instead of a download
+
+PG ?= 18
+PG_SOURCE ?=
+TESTS ?=
+export PG PG_SOURCE TESTS
+
+.PHONY: help
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r target what; do printf 'make %-14s %s\n' "$$target" "$$what"; done
+	@echo
+	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
+
+.PHONY: quickstart check check-unit check-regress check-tap lint build install clean
+quickstart: ## build everything, back up a cluster under load, verify and start the copy
+	@tools/build.sh
+	@tools/quickstart.sh
+
+check: ## build everything and run every test
+	@tools/check.sh
+
+check-unit: ## the tests that need no server
+	@tools/check.sh unit
+
+check-regress: ## the SQL tests
+	@tools/check.sh regress
+
+check-tap: ## the TAP tests, or some: TESTS='tests/t/001*.pl'
+	@tools/check.sh tap
+
+lint: ## rustfmt and clippy, both without complaints
+	@tools/lint.sh
+
+build: ## the patched server, the extension and the client, in build/pg18
+	@tools/build.sh
+
+install: ## the extension alone, into a server of yours: PG_CONFIG=/path/to/pg_config
+	@tools/install.sh "$(PG_CONFIG)"
+
+clean: ## remove what was built here (the cache of finished builds stays)
+	@tools/clean.sh

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Makes sure that what the build needs is there. Each need is probed for itself, so that any
+# distribution will do; on Debian and its kin the packages whose probe fails are installed.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+has_program() { command -v "$1" >/dev/null; }
+has_header() { echo "#include <$1>" | cc -E -o /dev/null - 2>/dev/null; }
+has_perl() { perl "${@/#/-M}" -e 1 2>/dev/null; }
+# bindgen loads libclang when it runs and needs the compiler's own headers (stddef.h) with it.
+# Any version does; Debian's generic package brings the one of its release.
+has_libclang() {
+	if [ -n "${LIBCLANG_PATH:-}" ]; then return 0; fi
+	if compgen -G '/usr/lib/llvm*/lib/libclang*.so*' >/dev/null &&
+		compgen -G '/usr/lib/llvm*/lib/clang/*/include/stddef.h' >/dev/null; then
+		return 0
+	fi
+	ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*\.so' &&
+		compgen -G '/usr/lib*/clang/*/include/stddef.h' >/dev/null
+}
+
+# Debian package, what it is for (as said where there are no Debian packages), probe
+needs() {
+	cat <<-'TABLE'
+		build-essential|a C compiler and make|has_program cc && has_program make
+		bison|bison|has_program bison
+		flex|flex|has_program flex
+		perl|perl with its core modules|has_perl Test::More TAP::Harness Time::HiRes
+		libipc-run-perl|the perl module IPC::Run|has_perl IPC::Run
+		pkg-config|pkg-config|has_program pkg-config
+		patch|patch|has_program patch
+		bzip2|bzip2|has_program bzip2
+		xz-utils|xz|has_program xz
+		curl|curl|has_program curl
+		ca-certificates|CA certificates in /etc/ssl/certs|compgen -G '/etc/ssl/certs/*' >/dev/null
+		util-linux|flock|has_program flock
+		libreadline-dev|readline's header files|has_header readline/readline.h || has_header editline/readline.h
+		zlib1g-dev|zlib's header files|has_header zlib.h
+		liblz4-dev|lz4's header files|has_header lz4.h
+		libzstd-dev|zstd's header files|has_header zstd.h
+		libssl-dev|OpenSSL's header files|has_header openssl/ssl.h
+		libicu-dev|ICU's header files|has_header unicode/ucol.h
+		libclang-dev|libclang and its header files|has_libclang
+	TABLE
+}
+
+missing_packages=() missing_things=()
+while IFS='|' read -r package thing probe; do
+	if ! eval "$probe"; then
+		missing_packages+=("$package")
+		missing_things+=("$thing")
+	fi
+done < <(needs)
+
+install_packages() {
+	local sudo=() command
+	command="apt-get install --no-install-recommends ${missing_packages[*]}"
+	if [ "$(id -u)" -ne 0 ]; then
+		if has_program sudo && sudo -n true 2>/dev/null; then
+			sudo=(sudo -n)
+		else
+			die 'some Debian packages are missing and this user may not install them' \
+				'as root, run:' '' "    $command" '' 'and then this command again'
+		fi
+	fi
+	say "Installing Debian packages: ${missing_packages[*]}"
+	"${sudo[@]}" apt-get update -q >"$LOGS/apt.log" 2>&1 || true
+	if ! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
+		--no-install-recommends "${missing_packages[@]}" >>"$LOGS/apt.log" 2>&1 </dev/null; then
+		tail -n 20 "$LOGS/apt.log" >&2
+		die "apt-get could not install the packages" "the whole log: $LOGS/apt.log"
+	fi
+}
+
+if [ ${#missing_packages[@]} -gt 0 ]; then
+	mkdir -p "$LOGS"
+	if has_program apt-get; then
+		install_packages
+	else
+		die 'this machine lacks what the build needs:' "${missing_things[@]/#/- }"
+	fi
+fi
+
+# --- Rust: no package of a stable distribution is new enough, so it is asked for, not installed
+
+needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | head -n 1)
+how_to="Rust's own installer, rustup, brings it: see https://www.rust-lang.org/tools/install"
+if ! has_program cargo || ! has_program rustc; then
+	die "Rust $needed or newer is needed, and cargo was not found in PATH" "$how_to"
+fi
+if ! found=$(rustc --version 2>&1); then
+	die 'rustc is in PATH but does not run:' "$found" "$how_to"
+fi
+found=$(awk '{ print $2 }' <<<"$found")
+if [ "$(printf '%s\n' "$needed" "${found%%-*}" | sort -V | head -n 1)" != "$needed" ]; then
+	die "Rust $needed or newer is needed, and $(command -v rustc) is $found" \
+		"with rustup: rustup update stable" "$how_to"
+fi
