@@ -1,0 +1,101 @@
+# The files in a stream of frames, with the rules of the stream checked: every
+# "f" is followed by exactly the bytes that it announces and by its "e", whose
+# count and digest are those of the bytes.
+
+package ParallelBackup::Transfer;
+
+use strict;
+use warnings FATAL => 'all';
+
+use Carp;
+use Digest::SHA ();
+use ParallelBackup::Frame qw(digest_of);
+
+# new(begin => sub, data_sink => sub, end => sub, vanish => sub, sha => bits)
+#
+# begin and end are called with the file (a hash of the fields of its frames),
+# data_sink with the file and some bytes, vanish with the frame.  Without a
+# data_sink the bytes are kept in ->{data}; with one, sha says which digest to
+# compute along the way.
+sub new
+{
+	my ($class, %params) = @_;
+
+	return bless { %params, files => [], vanished => [], skipped => [] }, $class;
+}
+
+# Reads frames that were kept.
+sub of
+{
+	my ($class, $frames, %params) = @_;
+	my $self = $class->new(%params);
+
+	$self->frame($_) for @$frames;
+	return $self;
+}
+
+sub frame
+{
+	my ($self, $frame) = @_;
+	my $type = $frame->{type};
+	my $file = $self->{open};
+
+	if ($type eq 'd')
+	{
+		croak "data outside of a file" unless $file;
+		$file->{received} += length($frame->{data});
+		croak "file \"$file->{path}\" got $file->{received} bytes of $file->{length}"
+		  if $file->{received} > $file->{length};
+		$file->{frames}++;
+		if ($self->{data_sink}) { $self->{data_sink}->($file, $frame->{data}) }
+		else { $file->{data} .= $frame->{data} }
+		$file->{sha}->add($frame->{data}) if $file->{sha};
+	}
+	elsif ($type eq 'f')
+	{
+		croak "file \"$frame->{path}\" begins inside of \"$file->{path}\""
+		  if $file;
+		$file = $self->{open} = { %$frame, data => '', received => 0, frames => 0 };
+		if (defined $self->{sha})
+		{
+			$file->{sha} = Digest::SHA->new($self->{sha});
+		}
+		$self->{begin}->($file) if $self->{begin};
+	}
+	elsif ($type eq 'e')
+	{
+		croak "end outside of a file" unless $file;
+		croak "file \"$file->{path}\": $file->{received} bytes of $file->{length}"
+		  if $file->{received} != $file->{length};
+		croak "file \"$file->{path}\" ends with $frame->{bytes} bytes"
+		  if $frame->{bytes} != $file->{length};
+		$file->{$_} = $frame->{$_} for qw(failures algorithm digest);
+		my $sha = delete $file->{sha};
+		my $expected =
+		    $file->{algorithm} eq 'NONE' ? ''
+		  : $sha && $file->{algorithm} eq "SHA$self->{sha}" ? $sha->digest
+		  : $self->{data_sink} ? undef
+		  : digest_of($file->{algorithm}, $file->{data});
+		croak "file \"$file->{path}\": $file->{algorithm} differs"
+		  if defined $expected && $expected ne $file->{digest};
+		push @{ $self->{files} }, $file;
+		$self->{end}->($file) if $self->{end};
+		$self->{open} = undef;
+	}
+	elsif ($type eq 'v')
+	{
+		croak "\"$frame->{path}\" vanishes inside of \"$file->{path}\"" if $file;
+		push @{ $self->{vanished} }, $frame->{path};
+		$self->{vanish}->($frame) if $self->{vanish};
+	}
+	else
+	{
+		push @{ $self->{skipped} }, $type;
+	}
+	return;
+}
+
+# No file is left half sent.
+sub complete { return !defined $_[0]->{open} }
+
+1;
