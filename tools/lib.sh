@@ -40,14 +40,24 @@ if ! command -v cargo >/dev/null && [ -x "${HOME:-/nonexistent}/.cargo/bin/cargo
 	PATH=$HOME/.cargo/bin:$PATH
 fi
 
+# Milliseconds of the clock, and a time between two of them for people to read.
+now() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
 duration() {
-	if [ "$1" -lt 60 ]; then echo "$1 s"; else echo "$(($1 / 60)) min $(($1 % 60)) s"; fi
+	local ms=$1
+	if [ "$ms" -lt 10000 ]; then
+		printf '%d.%d s' $((ms / 1000)) $((ms % 1000 / 100))
+	elif [ "$ms" -lt 60000 ]; then
+		printf '%d s' $((ms / 1000))
+	else
+		printf '%d min %d s' $((ms / 60000)) $((ms % 60000 / 1000))
+	fi
 }
 
 # step "What happens" command...: says it, runs it with its output in a log, says how long it
 # took. The log's end is shown when the command fails.
 step() {
-	local what=$1 start=$SECONDS log
+	local what=$1 start log
+	start=$(now)
 	shift
 	mkdir -p "$LOGS"
 	log=$LOGS/$(printf '%s' "${what%% (*}" | tr -cs '[:alnum:].' '-').log
@@ -56,7 +66,7 @@ step() {
 		tail -n 30 "$log" >&2
 		die "this step failed: $what" "the whole log: $log"
 	fi
-	note "done in $(duration $((SECONDS - start)))"
+	note "done in $(duration $(($(now) - start)))"
 }
 
 # Where finished builds are kept between checkouts: the caller's cache directory, or this

@@ -38,6 +38,12 @@ sockets=$SCRATCH/sockets
 port=54320
 while [ -e "/tmp/.s.PGSQL.$port" ]; do port=$((port + 1)); done
 
+# For the commands that we print: paths as one would type them in the checkout.
+as=
+if [ "$(id -u)" -eq 0 ]; then as="runuser -u $user -- "; fi
+show_bin=${bin#"$ROOT"/}
+show_copy=${copy#"$ROOT"/}
+
 pg() {
 	local program=$1
 	shift
@@ -47,19 +53,20 @@ query() { pg psql -XAtq -v ON_ERROR_STOP=1 -h "$sockets" -p "$port" -d bench -c 
 
 # timed "What happens" command...: as step, for commands of which one is a function.
 timed() {
-	local what=$1 start=$SECONDS
+	local what=$1 start
+	start=$(now)
 	shift
 	say "$what"
 	if ! "$@" >"$SCRATCH/output" 2>&1; then
 		tail -n 30 "$SCRATCH/output" >&2
 		die "this step failed: $what"
 	fi
-	note "done in $(duration $((SECONDS - start)))"
+	note "done in $(duration $(($(now) - start)))"
 }
 
 if [ -f "$copy/data/postmaster.pid" ] && pg pg_ctl -D "$copy/data" status >/dev/null 2>&1; then
 	die "the copy of an earlier run is still running" \
-		"stop it with: $bin/pg_ctl -D $copy/data stop"
+		"stop it with: $as$show_bin/pg_ctl -D $show_copy/data stop"
 fi
 
 bench=
@@ -126,12 +133,12 @@ done
 
 say "Backing it up: pg_parallel_basebackup -j $jobs"
 before=$(query 'SELECT count(*) FROM pgbench_history')
-start=${EPOCHREALTIME/./}
+start=$(now)
 run_job "$TOOLS/as-user.sh" "$bin/pg_parallel_basebackup" -h "$sockets" -p "$port" \
 	-D "$copy/data" -j "$jobs" -c fast -X stream -P -l quickstart \
 	-T "$source/indexes=$copy/indexes" -T "$source/journal=$copy/journal" ||
 	die 'pg_parallel_basebackup failed'
-took=$(((${EPOCHREALTIME/./} - start) / 1000))
+took=$(($(now) - start))
 if ! kill -0 "$bench" 2>/dev/null; then
 	cat "$SCRATCH/pgbench.log" >&2
 	die 'pgbench ended before the backup did'
@@ -142,7 +149,7 @@ wait "$bench" || true
 bench=
 bytes=$(du -sb "$copy" | cut -f 1)
 files=$(grep -c '"Path"\|"Encoded-Path"' "$copy/data/backup_manifest")
-note "done in $((took / 1000)).$(printf %03d $((took % 1000)) | cut -c 1) s"
+note "done in $(duration "$took")"
 
 timed 'Verifying the copy: pg_verifybackup' pg pg_verifybackup --quiet "$copy/data"
 
@@ -158,7 +165,7 @@ timed 'Starting the copy' pg pg_ctl -D "$copy/data" -l "$SCRATCH/copy.log" \
 	-o "-k $sockets -p $port" -w -t 300 start
 
 timed 'Looking for corruption in the copy: pg_amcheck' pg pg_amcheck -h "$sockets" -p "$port" \
-	-j 2 --install-missing --all
+	-j 2 --install-missing --heapallindexed --all
 
 say "Checking that the books balance"
 sums=$(query 'SELECT (SELECT sum(abalance) FROM pgbench_accounts),
@@ -176,22 +183,21 @@ note "accounts, tellers, branches and history all say $accounts, after $transact
 timed 'Stopping the copy' pg pg_ctl -D "$copy/data" -m fast -w stop
 finished=yes
 
-as=
-if [ "$(id -u)" -eq 0 ]; then as="setpriv --reuid=$user --regid=$(id -gn "$user") --init-groups "; fi
 cat <<SUMMARY
 
   A parallel backup of PostgreSQL $PG, from a busy server to a running copy
 
     size          $((bytes / 1000000)) MB in $files files, 2 tablespaces
-    time          $((took / 1000)).$(printf %03d $((took % 1000)) | cut -c 1) s, $((bytes / 1000 / took)) MB/s
+    time          $(duration "$took"), $((bytes / 1000 / took)) MB/s
     connections   $jobs for the files, and 1 for the WAL
     meanwhile     pgbench committed $committed transactions
     verified      pg_verifybackup, pg_amcheck, and pgbench's own sums
+    where         $copy
 
-  The copy is in $copy. To start it, look at it, and stop it:
+  To start the copy, look at it, and stop it again:
 
-    $as$bin/pg_ctl -D $copy/data -o '-k /tmp -p $port' -l $copy/log start
-    $as$bin/psql -h /tmp -p $port bench
-    $as$bin/pg_ctl -D $copy/data stop
+    $as$show_bin/pg_ctl -D $show_copy/data -o '-k /tmp -p $port' -l $show_copy/log -w start
+    $as$show_bin/psql -h /tmp -p $port bench
+    $as$show_bin/pg_ctl -D $show_copy/data stop
 
 SUMMARY

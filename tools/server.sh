@@ -37,7 +37,7 @@ build() {
 	done
 	make -s -j"$jobs" world-bin
 	make -s install-world-bin DESTDIR="$work/dest"
-	mv "$(dirname "$(find "$work/stock" -name server -type d)")" "$work/dest$prefix/stock-include"
+	mv "$(find "$work/stock" -name server -type d)" "$work/dest$prefix/stock-include"
 }
 
 shopt -s nullglob
@@ -71,7 +71,7 @@ if [ ! -d "$entry" ]; then
 	work=$(mktemp -d "$cache/.new.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
 	trap 'exit 130' INT TERM HUP
-	step "Building PostgreSQL $release with ${#patches[@]} patch(es) (about 5 minutes on 2 cores)" \
+	step "Building PostgreSQL $release with ${#patches[@]} patch(es) (about 3 minutes on 2 cores)" \
 		"$BASH" "$0" --build "$work" "$tarball"
 	mv "$work/dest$prefix" "$entry"
 	rm -rf "$work"

@@ -29,7 +29,7 @@ trap 'rm -rf "$scratch"' EXIT
 # The time limits are short because a closed network often drops packets silently.
 url=https://ftp.postgresql.org/pub/source/v$PG_VERSION/postgresql-$PG_VERSION.tar.bz2
 say "Downloading PostgreSQL $PG_VERSION from postgresql.org"
-start=$SECONDS
+start=$(now)
 if curl -fsSL --connect-timeout 8 --speed-limit 10000 --speed-time 20 -o "$scratch/tarball" "$url" \
 	2>"$scratch/log"; then
 	if ! sha256_is "$scratch/tarball" "$PG_SHA256"; then
@@ -37,7 +37,7 @@ if curl -fsSL --connect-timeout 8 --speed-limit 10000 --speed-time 20 -o "$scrat
 			'it was not used; give a tarball you trust with PG_SOURCE=path'
 	fi
 	mv "$scratch/tarball" "$pinned"
-	note "done in $(duration $((SECONDS - start)))"
+	note "done in $(duration $(($(now) - start)))"
 	found "$pinned"
 fi
 note "not to be had from here ($(tail -n 1 "$scratch/log")): trying Debian's source package"
@@ -86,7 +86,7 @@ apt_options=(
 for mirror in "${mirrors[@]}"; do
 	for suite in $PG_SUITES; do
 		say "Fetching Debian's source package of PostgreSQL $PG from the suite $suite"
-		start=$SECONDS
+		start=$(now)
 		echo "deb-src [$keyring] $mirror $suite main" >"$scratch/sources.list"
 		if ! apt-get "${apt_options[@]}" -q update >"$scratch/log" 2>&1 ||
 			! (cd "$scratch/download" && apt-get "${apt_options[@]}" -q source --download-only \
@@ -95,7 +95,7 @@ for mirror in "${mirrors[@]}"; do
 			continue
 		fi
 		tarball=("$scratch"/download/postgresql-"$PG"_*.orig.tar.*[!c])
-		note "${tarball[0]##*/}, done in $(duration $((SECONDS - start)))"
+		note "${tarball[0]##*/}, done in $(duration $(($(now) - start)))"
 		if sha256_is "${tarball[0]}" "$PG_SHA256"; then
 			mv "${tarball[0]}" "$pinned"
 			found "$pinned"
