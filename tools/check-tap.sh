@@ -3,8 +3,9 @@
 # (a pattern, relative to the checkout). PPB_JOBS files run at a time, two by default.
 #
 # A test finds, besides what PostgreSQL's own build sets for such tests:
-#   PPB_INSTALL   the server's directory (bin, stock-include, ...); its bin is first in PATH
-#   PPB_ROOT      the checkout, which is also the current directory
+#   STOCK_INCLUDE   the server headers of the same release without the patch
+#   PPB_ROOT        the checkout, which is also the current directory
+# and the programs of build/pg$PG first in PATH.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/counts.sh"
@@ -37,7 +38,7 @@ export LD_LIBRARY_PATH=$RUN_INSTALL/lib
 export PERL5LIB=$pgxs/test/perl:$RUN_ROOT/tests/lib
 export PG_REGRESS=$pgxs/test/regress/pg_regress
 export TESTDATADIR=$SCRATCH/data TESTLOGDIR=$SCRATCH/log PG_TEST_PORT_DIR=$SCRATCH/ports
-export PPB_INSTALL=$RUN_INSTALL PPB_ROOT=$RUN_ROOT
+export STOCK_INCLUDE=$RUN_INSTALL/stock-include PPB_ROOT=$RUN_ROOT
 mkdir "$SCRATCH/data" "$SCRATCH/log" "$SCRATCH/ports"
 if [ "$(id -u)" -eq 0 ]; then chown "$("$TOOLS/as-user.sh" --name):" "$SCRATCH"/{data,log,ports}; fi
 

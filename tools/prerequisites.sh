@@ -15,9 +15,27 @@ has_libclang() {
 		compgen -G '/usr/lib/llvm*/lib/clang/*/include/stddef.h' >/dev/null; then
 		return 0
 	fi
-	ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*\.so' &&
+	grep -q 'libclang[-.0-9]*\.so' <<<"$(ldconfig -p 2>/dev/null)" &&
 		compgen -G '/usr/lib*/clang/*/include/stddef.h' >/dev/null
 }
+
+# --- Rust: no package of a stable distribution is new enough, so it is asked for, not installed
+
+needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | head -n 1)
+how_to="Rust's own installer, rustup, brings it: see https://www.rust-lang.org/tools/install"
+if ! has_program cargo || ! has_program rustc; then
+	die "Rust $needed or newer is needed, and cargo was not found in PATH" "$how_to"
+fi
+if ! found=$(rustc --version 2>&1); then
+	die 'rustc is in PATH but does not run:' "$found" "$how_to"
+fi
+found=$(awk '{ print $2 }' <<<"$found")
+if [ "$(printf '%s\n' "$needed" "${found%%-*}" | sort -V | head -n 1)" != "$needed" ]; then
+	die "Rust $needed or newer is needed, and $(command -v rustc) is $found" \
+		"with rustup: rustup update stable" "$how_to"
+fi
+
+# --- everything else
 
 # Debian package, what it is for (as said where there are no Debian packages), probe
 needs() {
@@ -44,55 +62,44 @@ needs() {
 	TABLE
 }
 
-missing_packages=() missing_things=()
-while IFS='|' read -r package thing probe; do
-	if ! eval "$probe"; then
-		missing_packages+=("$package")
-		missing_things+=("$thing")
-	fi
-done < <(needs)
+probe_all() {
+	local package thing probe
+	missing_packages=() missing_things=()
+	while IFS='|' read -r package thing probe; do
+		if ! eval "$probe"; then
+			missing_packages+=("$package")
+			missing_things+=("$thing")
+		fi
+	done < <(needs)
+}
 
 install_packages() {
-	local sudo=() command
-	command="apt-get install --no-install-recommends ${missing_packages[*]}"
+	local sudo=()
 	if [ "$(id -u)" -ne 0 ]; then
 		if has_program sudo && sudo -n true 2>/dev/null; then
 			sudo=(sudo -n)
 		else
-			die 'some Debian packages are missing and this user may not install them' \
-				'as root, run:' '' "    $command" '' 'and then this command again'
+			die 'some Debian packages are missing, and this user may not install them' \
+				'as root, run:' '' \
+				"    apt-get install --no-install-recommends ${missing_packages[*]}" '' \
+				'and then this command again'
 		fi
 	fi
+	mkdir -p "$LOGS"
 	say "Installing Debian packages: ${missing_packages[*]}"
 	"${sudo[@]}" apt-get update -q >"$LOGS/apt.log" 2>&1 || true
 	if ! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
 		--no-install-recommends "${missing_packages[@]}" >>"$LOGS/apt.log" 2>&1 </dev/null; then
 		tail -n 20 "$LOGS/apt.log" >&2
-		die "apt-get could not install the packages" "the whole log: $LOGS/apt.log"
+		die 'apt-get could not install the packages' "the whole log: $LOGS/apt.log"
 	fi
 }
 
-if [ ${#missing_packages[@]} -gt 0 ]; then
-	mkdir -p "$LOGS"
-	if has_program apt-get; then
-		install_packages
-	else
-		die 'this machine lacks what the build needs:' "${missing_things[@]/#/- }"
-	fi
+probe_all
+if [ ${#missing_packages[@]} -gt 0 ] && has_program apt-get; then
+	install_packages
+	probe_all
 fi
-
-# --- Rust: no package of a stable distribution is new enough, so it is asked for, not installed
-
-needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | head -n 1)
-how_to="Rust's own installer, rustup, brings it: see https://www.rust-lang.org/tools/install"
-if ! has_program cargo || ! has_program rustc; then
-	die "Rust $needed or newer is needed, and cargo was not found in PATH" "$how_to"
-fi
-if ! found=$(rustc --version 2>&1); then
-	die 'rustc is in PATH but does not run:' "$found" "$how_to"
-fi
-found=$(awk '{ print $2 }' <<<"$found")
-if [ "$(printf '%s\n' "$needed" "${found%%-*}" | sort -V | head -n 1)" != "$needed" ]; then
-	die "Rust $needed or newer is needed, and $(command -v rustc) is $found" \
-		"with rustup: rustup update stable" "$how_to"
+if [ ${#missing_things[@]} -gt 0 ]; then
+	die 'this machine lacks what the build needs:' "${missing_things[@]/#/- }"
 fi
