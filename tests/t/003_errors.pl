@@ -1,0 +1,412 @@
+# Every refusal: code and words.  After each one the connection is usable and the
+# backup goes on.
+
+use strict;
+use warnings FATAL => 'all';
+
+use POSIX qw(mkfifo);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use ParallelBackup::Connection;
+use ParallelBackup::RawBackup;
+use ParallelBackup::Test;
+
+my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
+my $node = parallel_node('main', conf => "pg_parallel_backup.max_backups = 2\n");
+my $pgdata = $node->data_dir;
+$node->safe_psql('postgres', q(
+	CREATE TABLE t AS SELECT generate_series(1, 1000) AS id;
+	CREATE ROLE other LOGIN REPLICATION;
+	CREATE ROLE nobody LOGIN;));
+my $dbdir = 'base/' . $node->safe_psql('postgres',
+	"SELECT oid FROM pg_database WHERE datname = 'postgres'");
+my $relpath = $node->safe_psql('postgres', "SELECT pg_relation_filepath('t')");
+my $no_id = '0123456789abcdef' x 2;
+
+# No backup yet.
+{
+	my $conn = connection($node);
+
+	is_error($conn, 'SEND_FILE_LIST', '55000',
+		qr/^no parallel backup is running in this session$/, 'list before start');
+	is_error($conn, "SEND_FILES_CONTENT ('PG_VERSION')", '55000',
+		qr/^no parallel backup is running in this session$/, 'files before start');
+	is_error($conn, 'STOP_BACKUP', '55000',
+		qr/^no parallel backup is running in this session$/, 'stop before start');
+	for my $id ($no_id, 'x', '', uc($no_id), "${no_id}'x", '%s', "\xc3\xa9")
+	{
+		my $quoted = quote_literal($id);
+		is_error($conn, "SEND_FILE_LIST (BACKUP_ID $quoted)", '42704',
+			qr/backup ".*" does not exist$/, "list of unknown backup \"$id\"");
+		is_error($conn, "SEND_FILES_CONTENT ('PG_VERSION') WITH (BACKUP_ID $quoted)", '42704',
+			qr/backup ".*" does not exist$/, "files of unknown backup \"$id\"");
+	}
+	is_error($conn, "STOP_BACKUP (BACKUP_ID '$no_id')", '55000',
+		qr/^no parallel backup is running in this session$/, 'stop of an unknown backup');
+	$conn->close;
+}
+
+# Options.
+{
+	my $conn = connection($node);
+	my $files = "SEND_FILES_CONTENT ('PG_VERSION') WITH";
+
+	for my $case (
+		# Unknown and repeated.
+		[ 'START_BACKUP (FOO)', '42601', qr/unrecognized START_BACKUP option: "foo"/ ],
+		[ 'START_BACKUP (BACKUP_ID 1)', '42601', qr/unrecognized START_BACKUP option: "backup_id"/ ],
+		[ 'START_BACKUP (WAL)', '42601', qr/unrecognized START_BACKUP option: "wal"/ ],
+		[ 'START_BACKUP (start_backup)', '42601', qr/unrecognized START_BACKUP option: "start_backup"/ ],
+		[ "START_BACKUP (LABEL 'a', LABEL 'b')", '42601', qr/duplicate option "label"/ ],
+		[ "START_BACKUP (LABEL 'a', label 'a')", '42601', qr/duplicate option "label"/ ],
+		[ 'START_BACKUP (MAX_RATE 32, CHECKPOINT fast, MAX_RATE 32)', '42601', qr/duplicate option "max_rate"/ ],
+		[ 'SEND_FILE_LIST (FOO)', '42601', qr/unrecognized SEND_FILE_LIST option: "foo"/ ],
+		[ 'SEND_FILE_LIST (ESTIMATE, ESTIMATE)', '42601', qr/duplicate option "estimate"/ ],
+		[ "$files (FOO 'x')", '42601', qr/unrecognized SEND_FILES_CONTENT option: "foo"/ ],
+		[ "$files (BACKUP_ID '$no_id', BACKUP_ID '$no_id')", '42601', qr/duplicate option "backup_id"/ ],
+		[ "SEND_FILES_CONTENT ('PG_VERSION' (FOO '1'))", '42601', qr/unrecognized SEND_FILES_CONTENT option: "foo"/ ],
+		[ "SEND_FILES_CONTENT ('PG_VERSION' (OFFSET '0', OFFSET '0'))", '42601', qr/duplicate option "offset"/ ],
+		[ 'STOP_BACKUP (FOO)', '42601', qr/unrecognized STOP_BACKUP option: "foo"/ ],
+		[ 'STOP_BACKUP (WAIT false, WAIT false)', '42601', qr/duplicate option "wait"/ ],
+		# Out of range.
+		[ 'START_BACKUP (MAX_RATE 31)', '22003', qr/^31 is outside the valid range for parameter "MAX_RATE" \(32 \.\. 1048576\)$/ ],
+		[ 'START_BACKUP (MAX_RATE 0)', '22003', qr/^0 is outside the valid range for parameter "MAX_RATE"/ ],
+		[ 'START_BACKUP (MAX_RATE 1048577)', '22003', qr/^1048577 is outside the valid range for parameter "MAX_RATE"/ ],
+		[ "START_BACKUP (MAX_RATE '-1')", '22003', qr/^-1 is outside the valid range for parameter "MAX_RATE"/ ],
+		[ "START_BACKUP (CHECKPOINT 'slow')", '22023', qr/unrecognized checkpoint type: "slow"/ ],
+		[ "START_BACKUP (LABEL '" . ('x' x 1025) . "')", '22023', qr/backup label too long \(max 1024 bytes\)/ ],
+		[ "$files (FILE_CHECKSUM 'MD5')", '22023', qr/unrecognized .*: "(?i:md5)"/ ],
+		[ "$files (COMPRESSION 'gzip')", '22023', qr/unrecognized .*: "gzip"/ ],
+		# Of the wrong kind.
+		[ "START_BACKUP (PROGRESS 'maybe')", '42601', qr/PROGRESS requires a Boolean value/i ],
+		[ "START_BACKUP (MAX_RATE 'x')", '42601', qr/MAX_RATE requires an? .*value/i ],
+		[ "$files (VERIFY_CHECKSUMS 2)", '42601', qr/VERIFY_CHECKSUMS requires a Boolean value/i ],
+		[ 'START_BACKUP (LABEL)', '42601', qr/LABEL requires a parameter/i ],
+		# Not yet.
+		[ "$files (COMPRESSION 'lz4')", '0A000', qr/COMPRESSION.* is not supported/ ],
+		[ "$files (COMPRESSION zstd)", '0A000', qr/COMPRESSION.* is not supported/ ],
+		[ "$files (COMPRESSION lz4, COMPRESSION_LEVEL '-1')", '0A000', qr/COMPRESSION.* is not supported/ ],
+		[ "$files (COMPRESSION_LEVEL 3)", '0A000', qr/COMPRESSION_LEVEL is not supported/ ])
+	{
+		my ($sql, $sqlstate, $message) = @$case;
+		is_error($conn, $sql, $sqlstate, $message, substr($sql, 0, 90));
+	}
+	still_works($conn, 'usable after all of that');
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_stat_progress_basebackup'),
+		0, 'and no backup was started');
+	$conn->close;
+}
+
+# Transactions, and backup mode by other means, on a connection with a database.
+{
+	my $conn = connection($node, replication => 'database');
+
+	query_ok($conn, 'BEGIN');
+	for my $command ('START_BACKUP', 'SEND_FILE_LIST', "SEND_FILES_CONTENT ('PG_VERSION')",
+		'STOP_BACKUP')
+	{
+		my ($name) = $command =~ /^(\w+)/;
+		query_ok($conn, 'ROLLBACK');
+		query_ok($conn, 'BEGIN');
+		my $reply = is_error($conn, $command, '25001',
+			qr/^$name cannot run inside a transaction block$/, "$name in a transaction");
+		is($reply->{status}, 'E', "$name in a transaction: failed block");
+	}
+	query_ok($conn, 'ROLLBACK');
+
+	# pg_backup_start first.
+	query_ok($conn, "SELECT pg_backup_start('mine', true)");
+	is_error($conn, 'START_BACKUP', '55000',
+		qr/^a backup is already in progress in this session$/,
+		'START_BACKUP after pg_backup_start');
+	query_ok($conn, 'SELECT * FROM pg_backup_stop(false)');
+
+	# Then the other way around.
+	my $start = start_backup($conn);
+	is_error($conn, "SELECT pg_backup_start('x', true)", '55000',
+		qr/backup is (?:already )?in progress in this session$/,
+		'pg_backup_start on the coordinator');
+	is_error($conn, 'SELECT * FROM pg_backup_stop(false)', '55000',
+		qr/^a parallel backup is in progress in this session$/,
+		'pg_backup_stop on the coordinator',
+		hint => qr/STOP_BACKUP/);
+	is_error($conn, 'SELECT lsn FROM pg_catalog.pg_backup_stop()', '55000',
+		qr/^a parallel backup is in progress in this session$/,
+		'pg_backup_stop with its default, qualified');
+	is_error($conn, q(DO $$ BEGIN PERFORM pg_backup_stop(false); END $$), '55000',
+		qr/^a parallel backup is in progress in this session$/,
+		'pg_backup_stop inside of a function');
+	is_error($conn, q(EXECUTE x), '26000', qr/does not exist/, 'an SQL error of its own');
+	query_ok($conn, 'PREPARE x AS SELECT lsn FROM pg_backup_stop(false)');
+	is_error($conn, 'EXECUTE x', '55000',
+		qr/^a parallel backup is in progress in this session$/, 'pg_backup_stop, prepared');
+	is_error($conn, 'BASE_BACKUP', '55000',
+		qr/^a backup is already in progress in this session$/,
+		'BASE_BACKUP on the coordinator');
+	is_error($conn, 'START_BACKUP', '55000',
+		qr/^a backup is already in progress in this session$/, 'a second START_BACKUP');
+
+	# The same functions are free on another session meanwhile.
+	is($node->safe_psql('postgres',
+			"SELECT 1 FROM pg_backup_start('other', true); SELECT labelfile ~ 'other' FROM pg_backup_stop(false)"),
+		"1\nt", 'pg_backup_start elsewhere');
+
+	is(scalar @{ fetch($conn, ['PG_VERSION'])->{files} }, 1, 'the backup goes on');
+	my $stop = stop_backup($conn, LABEL => $start->{labelfile});
+	ok(!$stop->{reply}{error}, 'and ends');
+
+	# And are free again here.
+	query_ok($conn, "SELECT pg_backup_start('again', true)");
+	my $reply = query_ok($conn, 'SELECT labelfile FROM pg_backup_stop(false)');
+	like($reply->{results}[0]{rows}[0][0], qr/LABEL: again/, 'pg_backup_start after STOP_BACKUP');
+	$conn->close;
+}
+
+# A running backup, its coordinator and a worker; after each refusal both are
+# asked for a file.
+my $coordinator = connection($node);
+my $start = start_backup($coordinator);
+my $worker = connection($node);
+my @id = (BACKUP_ID => $start->{backup_id});
+
+sub refused
+{
+	my ($sql, $sqlstate, $message, $name, %params) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	for my $conn ($worker, $coordinator)
+	{
+		is_error($conn, $sql, $sqlstate, $message, $name, %params);
+		is(fetch($conn, ['PG_VERSION'], @id)->{files}[0]{data},
+			"18\n", "$name: the backup goes on");
+	}
+	return;
+}
+
+# Paths as they stand in the command.
+sub refused_path
+{
+	my ($path, $sqlstate, $message) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	refused(
+		'SEND_FILES_CONTENT (' . quote_literal($path) . ") WITH (BACKUP_ID '$id[1]')",
+		$sqlstate, $message, "path \"$path\"");
+	return;
+}
+
+# Malformed.
+my $invalid = qr/^invalid path ".*": /;
+refused_path($_, '42602', $invalid)
+  for ('', '/', '/etc/passwd', '.', '..', './PG_VERSION', '../x', 'base/../PG_VERSION',
+	'base//1', 'base/', 'base/.', 'base/..', '%', '%2', '%2G', '%g0', 'a%', 'base/%00', '%2E%2E/x',
+	'%41', 'a%2Fb', 'a%2fb', 'with blank', "tab\t", 'PG_VERSION%0', "\xc3\xa9", '%c3', '%25%');
+
+# Outside of what a backup contains.
+my $outside = qr/^file ".*" is not part of a backup$/;
+{
+	my $segment = $node->safe_psql('postgres', 'SELECT pg_walfile_name(pg_current_wal_lsn())');
+	write_file("$pgdata/$dbdir/t3_123", 'x' x 8192);
+	write_file("$pgdata/$dbdir/t3_123_fsm", 'x' x 8192);
+	write_file("$pgdata/$dbdir/pgsql_tmp1", 'x');
+	mkdir "$pgdata/base/pgsql_tmp";
+	write_file("$pgdata/base/pgsql_tmp/pgsql_tmp1.0", 'x');
+	write_file("$pgdata/pg_replslot/x", 'x');
+	write_file("$pgdata/pg_stat_tmp/x", 'x');
+	write_file("$pgdata/backup_manifest", 'x');
+	write_file("$pgdata/$dbdir/.DS_Store", 'x');
+	refused_path($_, '42501', $outside)
+	  for ('global/pg_control', 'backup_label', 'tablespace_map', 'backup_manifest',
+		'postmaster.pid', 'postmaster.opts', "$dbdir/backup_label",
+		"$dbdir/pg_internal.init", 'global/pg_internal.init', 'pg_replslot/x',
+		'pg_stat_tmp/x', 'pg_notify/0000', 'pg_subtrans/0000', 'pg_dynshmem/x',
+		'pg_serial/x', 'pg_snapshots/x', "$dbdir/t3_123", "$dbdir/t3_123_fsm",
+		"$dbdir/pgsql_tmp1", 'base/pgsql_tmp/pgsql_tmp1.0', "$dbdir/.DS_Store",
+		"pg_wal/$segment", 'pg_wal/000000010000000000000001', 'pg_wal/x',
+		'pg_wal/archive_status/x', 'pg_wal/summaries/x', 'pg_tblspc/1/PG_18_202506291/1/1',
+		'pg_tblspc/99999999999/x', 'postgresql.auto.conf.tmp', 'current_logfiles.tmp');
+	unlink map { "$pgdata/$_" } ("$dbdir/t3_123", "$dbdir/t3_123_fsm",
+		"$dbdir/pgsql_tmp1", 'base/pgsql_tmp/pgsql_tmp1.0', 'pg_replslot/x',
+		'pg_stat_tmp/x', 'backup_manifest', "$dbdir/.DS_Store");
+	rmdir "$pgdata/base/pgsql_tmp";
+}
+
+# Not a regular file.
+my $special = qr/^"\S+" is not a regular file$/;
+{
+	mkfifo("$pgdata/$dbdir/x", 0600) or die "mkfifo: $!";
+	symlink('/etc/passwd', "$pgdata/$dbdir/link") or die $!;
+	symlink("$pgdata/PG_VERSION", "$pgdata/link") or die $!;
+	symlink('nowhere', "$pgdata/dangling") or die $!;
+	my $path = "$tempdir/s";
+	require IO::Socket::UNIX;
+	my $socket = IO::Socket::UNIX->new(Local => $path, Listen => 1) or die $!;
+	rename($path, "$pgdata/socket") or die $!;
+	refused_path($_, '42809', $special)
+	  for ('base', $dbdir, 'global', 'pg_wal', 'pg_tblspc', 'pg_replslot', "$dbdir/x", "$dbdir/link",
+		'link', 'dangling', 'socket');
+
+	# A link on the way is not followed either: neither out of the data
+	# directory nor inside of it.
+	mkdir "$tempdir/outside";
+	write_file("$tempdir/outside/secret", 'secret');
+	symlink("$tempdir/outside", "$pgdata/linkdir") or die $!;
+	symlink($dbdir, "$pgdata/linkdb") or die $!;
+	symlink("$tempdir/outside", "$pgdata/pg_tblspc/77777") or die $!;
+	refused_path('linkdir/secret', '42501', $outside);
+	refused_path('linkdb/PG_VERSION', '42501', $outside);
+	refused_path('pg_tblspc/77777/secret', '42501', $outside);
+	refused_path('pg_tblspc/77777', '42501', $outside);
+
+	# The list leaves them out with BASE_BACKUP's warning.
+	my $reply = query_ok($worker, "SEND_FILE_LIST (BACKUP_ID '$id[1]')");
+	my %listed = map { $_->[0] => 1 } @{ $reply->{results}[0]{rows} };
+	for my $name ("$dbdir/x", "$dbdir/link", 'link', 'dangling', 'socket', 'linkdir', 'linkdb')
+	{
+		ok(!$listed{$name}, "\"$name\" is not listed");
+		is(scalar(grep { $_->{message} =~ /^skipping special file "(?:\.\/)?\Q$name\E"$/ }
+					@{ $reply->{notices} }), 1, "\"$name\": a warning");
+	}
+	ok(!grep({ m{^pg_tblspc/} } keys %listed), 'a link that is no tablespace is not followed');
+	unlink map { "$pgdata/$_" }
+	  ("$dbdir/x", "$dbdir/link", 'link', 'dangling', 'socket', 'linkdir', 'linkdb', 'pg_tblspc/77777');
+}
+
+# Below a file.
+refused_path('PG_VERSION/x', $_->[0], $_->[1]) for [ '42809', $special ];
+
+# Ranges.
+{
+	my $with = "WITH (BACKUP_ID '$id[1]')";
+	my $align = qr/^range of file "\Q$relpath\E" does not begin and end at block boundaries$/;
+	refused("SEND_FILES_CONTENT ('$relpath' (OFFSET '1')) $with", '22023', $align, 'offset 1',
+		hint => qr/multiples of 8192 bytes/);
+	refused("SEND_FILES_CONTENT ('$relpath' (OFFSET '0', LENGTH '100')) $with", '22023', $align, 'length 100');
+	refused("SEND_FILES_CONTENT ('$relpath' (OFFSET '8192', LENGTH '8193')) $with", '22023', $align, 'length 8193');
+	refused("SEND_FILES_CONTENT ('PG_VERSION' (OFFSET '0')) $with", '22023',
+		qr/^cannot send a range of file "PG_VERSION": it is not a relation file$/, 'range of another file');
+	refused("SEND_FILES_CONTENT ('pg_xact/0000' (OFFSET '0', LENGTH '8192')) $with", '22023',
+		qr/^cannot send a range of file "pg_xact\/0000": it is not a relation file$/, 'range of pg_xact');
+	for my $bad (q('-8192'), q('x'), q('9223372036854775808'), q('0x10'), q(''), q('8192.0'))
+	{
+		refused("SEND_FILES_CONTENT ('$relpath' (OFFSET $bad)) $with", '22023',
+			qr/offset/i, "offset $bad");
+	}
+	refused("SEND_FILES_CONTENT ('$relpath' (OFFSET '0', LENGTH '-1')) $with", '22023',
+		qr/length/i, 'length -1');
+	refused("SEND_FILES_CONTENT ('$relpath' (OFFSET '9223372036854767616', LENGTH '9223372036854767616')) $with",
+		'22023', qr/offset|length|range/i, 'a range that overflows');
+	refused("SEND_FILES_CONTENT ('$relpath' (LENGTH '8192')) $with", '42601',
+		qr/OFFSET|syntax/i, 'length without an offset');
+}
+
+# Too many files.
+refused("SEND_FILES_CONTENT (" . join(', ', ("'PG_VERSION'") x 1025) . ") WITH (BACKUP_ID '$id[1]')",
+	'54000', qr/^cannot send more than 1024 files in one command$/, '1,025 files');
+
+# A refusal in the middle of a batch: what came before was sent whole.
+{
+	my $reply = $worker->query(send_files_sql([ 'PG_VERSION', $relpath, 'base', 'PG_VERSION' ], @id));
+	is_report($reply->{error}, '42809', $special, 'the third of four');
+	my $transfer = ParallelBackup::Transfer->of($reply->{frames});
+	ok($transfer->complete, 'no frame is cut');
+	is_deeply([ map { $_->{path} } @{ $transfer->{files} } ],
+		[ 'PG_VERSION', $relpath ],
+		'files before the refused one');
+	is(fetch($worker, ['PG_VERSION'], @id)->{files}[0]{data}, "18\n", 'and on it goes');
+}
+
+# Wrong order.
+{
+	is_error($worker, 'SEND_FILE_LIST', '55000',
+		qr/^no parallel backup is running in this session$/, 'a worker without BACKUP_ID');
+	is_error($worker, "SEND_FILES_CONTENT ('PG_VERSION')", '55000',
+		qr/^no parallel backup is running in this session$/, 'a worker without BACKUP_ID');
+	is_error($worker, 'STOP_BACKUP', '55000',
+		qr/^no parallel backup is running in this session$/, 'STOP_BACKUP by a worker');
+	is_error($worker, "STOP_BACKUP (BACKUP_ID '$id[1]')", '55000',
+		qr/^(?:no parallel backup is running|parallel backup "$id[1]" was not started) in this session$/,
+		'STOP_BACKUP by a worker, with the identifier');
+	is_error($coordinator, 'START_BACKUP', '55000',
+		qr/^a backup is already in progress in this session$/, 'a second START_BACKUP');
+	is_error($coordinator, "SEND_FILE_LIST (BACKUP_ID '$no_id')", '42704',
+		qr/backup "$no_id" does not exist/, 'another identifier on the coordinator');
+}
+
+# Roles.
+{
+	my $other = connection($node, user => 'other');
+	is_error($other, "SEND_FILE_LIST (BACKUP_ID '$id[1]')", '42501',
+		qr/^permission denied for parallel backup "$id[1]"$/, 'list of another role');
+	is_error($other, send_files_sql(['PG_VERSION'], @id), '42501',
+		qr/^permission denied for parallel backup "$id[1]"$/, 'files of another role');
+	still_works($other, 'another role: usable');
+
+	# Its own backup, and the superuser as its worker.
+	my $own = start_backup($other);
+	is(fetch($worker, ['PG_VERSION'], BACKUP_ID => $own->{backup_id})->{files}[0]{data},
+		"18\n", 'a superuser may be the worker of any backup');
+	my $third = connection($node);
+	is_error($third, 'START_BACKUP', '53400', qr/^too many parallel backups$/,
+		'max_backups', hint => qr/pg_parallel_backup\.max_backups/);
+	still_works($third, 'max_backups: usable');
+	stop_backup($other);
+	$other->close;
+
+	# The coordinator of the stopped one has left: there is room again.
+	ok($node->poll_query_until('postgres',
+			"SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'other'"), 'left');
+	start_backup($third);
+	ok(!stop_backup($third)->{reply}{error}, 'room again');
+	$third->close;
+
+	# What a walsender needs, the commands need: nothing less than REPLICATION.
+	my $nobody = ParallelBackup::Connection->new($node, user => 'nobody',
+		replication => 'true', fail_ok => 1);
+	is_report($nobody->startup_error, '42501',
+		qr/permission denied to start WAL sender/, 'a role without REPLICATION');
+}
+
+# STOP_BACKUP while a transfer runs.
+{
+	make_file("$pgdata/large", 64 * 1024 * 1024);
+	$worker->send_query(send_files_sql(['large'], @id));
+	$worker->read_until(sub { $_[0]{type} eq 'd' });
+	# It is not being read: the transfer cannot end.
+	is_error($coordinator, 'STOP_BACKUP', '55000',
+		qr/^cannot stop the parallel backup while files of it are being sent$/,
+		'STOP_BACKUP while a transfer runs', hint => qr/1 transfer/);
+	my $reply = $worker->finish;
+	ok(!$reply->{error}, 'the transfer goes on');
+	is(ParallelBackup::Transfer->of($reply->{frames})->{files}[0]{length},
+		64 * 1024 * 1024, 'to its end');
+	unlink "$pgdata/large";
+}
+
+# STOP_BACKUP with what does not belong to it; then in earnest.
+{
+	is_error($coordinator, "STOP_BACKUP (LABEL 'x')", '22023',
+		qr/^the given backup_label is not that of the running backup$/, 'another label');
+	is_error($coordinator, "STOP_BACKUP (BACKUP_ID '$no_id')", '42704',
+		qr/backup "$no_id" does not exist/, 'another identifier');
+	my $stop = stop_backup($coordinator, @id, LABEL => $start->{labelfile});
+	ok(!$stop->{reply}{error}, 'the backup ends well after all');
+	is_error($worker, send_files_sql(['PG_VERSION'], @id), '42704', qr/does not exist/,
+		'no more files after it');
+	is_error($worker, "SEND_FILE_LIST (BACKUP_ID '$id[1]')", $_->[0], $_->[1],
+		'no list after it') for [ '42704', qr/does not exist|has been stopped/ ];
+}
+$worker->close;
+$coordinator->close;
+
+# All of that has left a server that can be backed up.
+my $copy = PostgreSQL::Test::Cluster->new('copy');
+raw_backup($node, $copy->data_dir, workers => 2);
+command_ok([ 'pg_verifybackup', $copy->data_dir ], 'pg_verifybackup');
+start_copy($copy);
+is($copy->safe_psql('postgres', 'SELECT count(*) FROM t'), 1000, 'data of the copy');
+$copy->stop;
+ok(!$node->log_contains(qr/was terminated by signal|PANIC|TRAP/), 'the server is well');
+
+done_testing();
