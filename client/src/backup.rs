@@ -1,0 +1,795 @@
+//! A backup from beginning to end: the order of things, and what happens when one fails.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use protocol::command::{SendFileList, StartBackup, StopBackup};
+use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VERSION, SqlState, reply};
+
+use crate::abort::{Abort, PanicGuard};
+use crate::cleanup::{Cleanup, Leave, Purpose, check_empty};
+use crate::connection::{Connector, Session, System, bytes, check_columns, number, text};
+use crate::digest::Digest;
+use crate::error::{Error, Kind, Result};
+use crate::manifest::{Manifest, WalRange};
+use crate::options::{Options, Slot, Sync, Wal};
+use crate::pq::{Answer, Status};
+use crate::progress::{self, Counters};
+use crate::queue::{FileList, Queue};
+use crate::recovery;
+use crate::report;
+use crate::sync;
+use crate::target::{Modes, Target};
+use crate::transfer::{SharedManifest, Work, manifest_error};
+use crate::wal::{self, SegmentSize};
+use crate::walstream::{self, End, Plan, quoted_identifier};
+
+/// First server version that has pg_wal/summaries.
+const WAL_SUMMARIES_SINCE: i32 = 170_000;
+
+/// How long STOP_BACKUP is tried again while the server still ends transfers that we lost.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+const MANIFEST: &str = "backup_manifest";
+const MANIFEST_UNDER_WAY: &str = "backup_manifest.tmp";
+const CONTROL_FILE: &str = "global/pg_control";
+
+/// What the server never lists, because it does not belong into a copy as it lies on its disk.
+const NEVER_LISTED: [&str; 5] =
+    ["backup_label", "tablespace_map", MANIFEST, MANIFEST_UNDER_WAY, CONTROL_FILE];
+
+/// Takes the backup. All errors but the one returned have been reported.
+pub fn run(options: &Options, abort: &Arc<Abort>) -> Result<()> {
+    // Before the server is bothered: nobody has to wait for a checkpoint to hear of a typing error.
+    check_empty(&options.target)?;
+    if let Some(waldir) = &options.waldir {
+        check_empty(waldir)?;
+    }
+    let connections = Connections::open(options, abort)?;
+    abort.heed();
+    abort.check()?;
+    let mut cleanup = Cleanup::default();
+    let outcome = Backup { options, abort, cleanup: &mut cleanup }.run(connections);
+    let outcome = outcome.map_err(|error| match error.kind() {
+        Kind::Aborted => abort.cause().unwrap_or(error),
+        _ => error,
+    });
+    if let Err(error) = &outcome {
+        // First the reason, then what is done about it.
+        report::error(error);
+        cleanup.undo(match error.kind() {
+            Kind::ChecksumFailure => Leave::Damaged,
+            _ if options.no_clean => Leave::AsAsked,
+            _ => Leave::Nothing,
+        });
+        return Err(Error::aborted());
+    }
+    Ok(())
+}
+
+/// All connections of a backup, made before it starts: a checkpoint is not paid for in vain.
+struct Connections {
+    coordinator: Session,
+    workers: Vec<Session>,
+    wal: Option<Session>,
+    system: System,
+    modes: Modes,
+    segment_size: u64,
+    recovery_settings: Option<Vec<u8>>,
+}
+
+impl Connections {
+    fn open(options: &Options, abort: &Arc<Abort>) -> Result<Self> {
+        let mut connector = Connector::new(options.connection.clone(), Arc::clone(abort))?;
+        let mut coordinator = connector.connect()?;
+        connector.pin(&coordinator);
+        let modes = Modes::of_data_directory(&coordinator.show("data_directory_mode")?)?;
+        let system = coordinator.identify_system()?;
+        let recovery_settings = options.write_recovery_conf.then(|| {
+            let slot = match &options.wal {
+                Wal::Stream { slot: Slot::Named { name, .. }, .. } => Some(name.as_str()),
+                _ => None,
+            };
+            let database = connector.user_database();
+            recovery::settings(
+                &connector.user_options(&coordinator),
+                database.as_ref().map(|name| name.as_bytes()),
+                slot,
+            )
+        });
+        let streaming = matches!(options.wal, Wal::Stream { .. });
+        let mut another = |system: &System| -> Result<Session> {
+            let mut session =
+                connector.connect().map_err(|error| explain_limits(error, options.jobs, streaming))?;
+            let found = session.identify_system()?;
+            if found.identifier != system.identifier {
+                return Err(Error::local("system identifier does not match between connections"));
+            }
+            if found.timeline != system.timeline {
+                return Err(Error::local(format!(
+                    "timeline does not match between connections: {} and {}",
+                    system.timeline, found.timeline
+                )));
+            }
+            Ok(session)
+        };
+        let wal = if streaming { Some(another(&system)?) } else { None };
+        let workers = (1..options.jobs).map(|_| another(&system)).collect::<Result<Vec<_>>>()?;
+        let segment_size = parse_size(&coordinator.show("wal_segment_size")?)?;
+        Ok(Self { coordinator, workers, wal, system, modes, segment_size, recovery_settings })
+    }
+}
+
+/// What START_BACKUP said.
+struct Start {
+    position: Lsn,
+    timeline: u32,
+    id: BackupId,
+    segment_size: SegmentSize,
+    tablespaces: Vec<Tablespace>,
+    label_file: Vec<u8>,
+}
+
+struct Tablespace {
+    oid: u32,
+    location: Vec<u8>,
+}
+
+/// What STOP_BACKUP said.
+struct Stop {
+    position: Lsn,
+    timeline: u32,
+    control_file: Vec<u8>,
+    wal_ranges: Vec<WalRange>,
+    wal_files: Vec<String>,
+    totals: (u64, u64),
+    checksum_failures: u64,
+}
+
+struct Backup<'a> {
+    options: &'a Options,
+    abort: &'a Abort,
+    cleanup: &'a mut Cleanup,
+}
+
+impl Backup<'_> {
+    fn run(mut self, connections: Connections) -> Result<()> {
+        let Connections { mut coordinator, mut workers, mut wal, system, modes, segment_size, .. } =
+            connections;
+        let options = self.options;
+        let server_version = coordinator.server_version();
+
+        self.cleanup.take(Purpose::Data, &options.target, modes.directory)?;
+        let mut target = Target::new(options.target.clone(), modes);
+        if let Some(waldir) = &options.waldir {
+            self.cleanup.take(Purpose::Wal, waldir, modes.directory)?;
+            target.link("pg_wal", waldir)?;
+        }
+        // Before the backup starts, so that no WAL it needs can be removed in between. Only on this
+        // connection: an error on any other would drop a temporary slot.
+        let slot = match &mut wal {
+            Some(session) => self.prepare_slot(session)?,
+            None => None,
+        };
+
+        let start = self.start(&mut coordinator)?;
+        if start.segment_size.bytes() != segment_size {
+            return Err(Error::local("WAL segment size does not match between connections"));
+        }
+        self.prepare_directories(&mut target, &start, server_version)?;
+        let algorithm = options.manifest.map_or(DigestAlgorithm::Crc32c, |manifest| manifest.checksums);
+        let manifest = self.begin_manifest(&target, server_version, system.identifier)?;
+
+        let plan = match &options.wal {
+            Wal::Stream { status_interval, .. } => Some(Plan {
+                timeline: start.timeline,
+                start: start.position,
+                segment_size: start.segment_size,
+                slot,
+                status_interval: *status_interval,
+                sync: options.sync != Sync::None,
+            }),
+            _ => None,
+        };
+        let end = End::new().map_err(|error| no_pipe(&error))?;
+        let counters = Counters::default();
+        let shown = progress::Stop::default();
+        let received = std::thread::scope(|scope| {
+            let streamer = wal.take().zip(plan.as_ref()).map(|(mut session, plan)| {
+                self.say("starting background WAL receiver");
+                let (target, end, abort) = (&target, &end, self.abort);
+                scope.spawn(move || {
+                    let _guard = PanicGuard(abort);
+                    if let Err(error) = walstream::stream(&mut session, plan, target, end) {
+                        abort.fail(error.context("WAL streaming failed"));
+                    }
+                })
+            });
+            if options.progress {
+                scope.spawn(|| progress::show(&counters, &shown));
+            }
+            let received = self.receive(
+                &mut coordinator,
+                &mut workers,
+                &start,
+                Work {
+                    queue: &Queue::new(FileList::default(), 1),
+                    target: &target,
+                    backup: start.id,
+                    algorithm,
+                    manifest: manifest.as_ref(),
+                    segment_size,
+                    counters: &counters,
+                },
+            );
+            let received = received.and_then(|stop| {
+                if let Some(streamer) = streamer {
+                    self.say("waiting for background process to finish streaming ...");
+                    end.set(stop.position);
+                    // Why it ended, if not well, is known to `abort`.
+                    let _ = streamer.join();
+                    self.abort.check()?;
+                }
+                Ok(stop)
+            });
+            if let Err(error) = &received {
+                // The stream ends too, and this scope with it.
+                self.abort.fail(error.clone());
+            }
+            shown.stop();
+            received
+        });
+        let stop = received.map_err(|error| match self.abort.cause() {
+            // What failed first is why the rest did.
+            Some(cause) => cause,
+            None => error,
+        })?;
+        drop((coordinator, workers));
+
+        if let Some(settings) = &connections.recovery_settings {
+            write_recovery_conf(&target, settings)?;
+        }
+        self.abort.check()?;
+        target.write("backup_label", &start.label_file)?;
+        self.finish_files(&target, manifest, algorithm, &start, &stop)?;
+        self.make_durable(&target)?;
+        if stop.checksum_failures > 0 {
+            // Without its final name the manifest says that this is no good backup.
+            return Err(Error::new(Kind::ChecksumFailure, "checksum error occurred"));
+        }
+        if options.manifest.is_some() {
+            self.say("renaming backup_manifest.tmp to backup_manifest");
+            let root = target.root();
+            sync::rename(&root.join(MANIFEST_UNDER_WAY), &root.join(MANIFEST), options.sync)?;
+        }
+        self.abort.check()?;
+        self.say("base backup completed");
+        Ok(())
+    }
+
+    fn prepare_slot(&self, session: &mut Session) -> Result<Option<String>> {
+        let Wal::Stream { slot, .. } = &self.options.wal else { return Ok(None) };
+        match slot {
+            Slot::None => Ok(None),
+            Slot::Named { name, create: false } => Ok(Some(name.clone())),
+            Slot::Named { name, create: true } => {
+                session.query(&format!(
+                    "CREATE_REPLICATION_SLOT {} PHYSICAL (RESERVE_WAL)",
+                    quoted_identifier(name)
+                ))?;
+                self.say(format_args!("created replication slot \"{name}\""));
+                Ok(Some(name.clone()))
+            }
+            Slot::Temporary => {
+                let name = format!("pg_parallel_basebackup_{}", session.backend_pid());
+                session.query(&format!(
+                    "CREATE_REPLICATION_SLOT {} TEMPORARY PHYSICAL (RESERVE_WAL)",
+                    quoted_identifier(&name)
+                ))?;
+                self.say(format_args!("created temporary replication slot \"{name}\""));
+                Ok(Some(name))
+            }
+        }
+    }
+
+    fn start(&self, coordinator: &mut Session) -> Result<Start> {
+        if self.options.verbose {
+            self.say("initiating base backup, waiting for checkpoint to complete");
+        } else if self.options.progress {
+            report::print("waiting for checkpoint");
+        }
+        let command = Command::StartBackup(StartBackup {
+            label: self.options.label.clone(),
+            checkpoint: self.options.checkpoint,
+            progress: self.options.estimate_size,
+            verify_checksums: self.options.verify_checksums,
+            max_rate: self.options.max_rate,
+        });
+        coordinator.send(&command.to_bytes())?;
+        let first = coordinator.result_set(reply::START).map_err(explain_start)?;
+        self.say("checkpoint completed");
+        let version: u32 = number(&first, 0, 3)?;
+        if version != PROTOCOL_VERSION {
+            return Err(Error::local(format!(
+                "server speaks version {version} of the parallel backup protocol, this program version \
+                 {PROTOCOL_VERSION}"
+            )));
+        }
+        let position = lsn(&first, 0, 0)?;
+        let timeline = number(&first, 0, 1)?;
+        if self.options.wal != Wal::None {
+            self.say(format_args!("write-ahead log start point: {position} on timeline {timeline}"));
+        }
+        let doing = |error: Error| error.context("could not get backup header");
+        let second = coordinator.result_set(reply::TABLESPACES).map_err(doing)?;
+        let mut tablespaces = Vec::new();
+        for row in 0..second.rows() {
+            if second.value(row, 0).is_some() {
+                tablespaces.push(Tablespace {
+                    oid: number(&second, row, 0)?,
+                    location: bytes(&second, row, 1)?.to_vec(),
+                });
+            }
+        }
+        let third = coordinator.result_set(reply::LABELS).map_err(doing)?;
+        let start = Start {
+            position,
+            timeline,
+            id: number(&first, 0, 2)?,
+            segment_size: SegmentSize::new(number(&first, 0, 5)?)?,
+            tablespaces,
+            label_file: bytes(&third, 0, 0)?.to_vec(),
+        };
+        coordinator.finish().map_err(doing)?;
+        Ok(start)
+    }
+
+    fn prepare_directories(&mut self, target: &mut Target, start: &Start, server_version: i32) -> Result<()> {
+        // The WAL stream begins before the list says that these exist.
+        if self.options.waldir.is_none() {
+            target.make("pg_wal")?;
+        }
+        target.make("pg_wal/archive_status")?;
+        if server_version >= WAL_SUMMARIES_SINCE {
+            target.make("pg_wal/summaries")?;
+        }
+        target.make("pg_tblspc")?;
+        let mut places = HashSet::new();
+        for place in [Some(&self.options.target), self.options.waldir.as_ref()].into_iter().flatten() {
+            places.insert(canonical(place)?);
+        }
+        for tablespace in &start.tablespaces {
+            let name = format!("pg_tblspc/{}", tablespace.oid);
+            if !tablespace.location.starts_with(b"/") {
+                // In place: a directory of the data directory like any other.
+                target.make(&name)?;
+                continue;
+            }
+            let place = self.options.tablespaces.locate(&tablespace.location);
+            self.cleanup.take(Purpose::Tablespace, &place, target.modes().directory)?;
+            if !places.insert(canonical(&place)?) {
+                return Err(Error::local(format!(
+                    "directory \"{}\" cannot be used for two purposes",
+                    place.display()
+                ))
+                .with_hint("Use --tablespace-mapping to give each tablespace a place of its own."));
+            }
+            // The client makes the links: with a tablespace_map, recovery would make them again, to
+            // where the original has its tablespaces.
+            target.link(&name, &place)?;
+        }
+        Ok(())
+    }
+
+    fn begin_manifest(
+        &self,
+        target: &Target,
+        server_version: i32,
+        system: u64,
+    ) -> Result<Option<SharedManifest>> {
+        let Some(options) = self.options.manifest else { return Ok(None) };
+        let path = target.root().join(MANIFEST_UNDER_WAY);
+        let file = BufWriter::new(target.create(&path, target.modes().file)?);
+        Manifest::new(file, options, server_version, system)
+            .map(|manifest| Some(Mutex::new(manifest)))
+            .map_err(|error| manifest_error(&error))
+    }
+
+    /// Everything that comes over the connections but for the WAL stream.
+    fn receive(
+        &self,
+        coordinator: &mut Session,
+        workers: &mut Vec<Session>,
+        start: &Start,
+        work: Work<'_>,
+    ) -> Result<Stop> {
+        let list = self.list(coordinator, start.id, work.target)?;
+        let queue = Queue::new(list, self.options.jobs);
+        let work = Work { queue: &queue, ..work };
+        let jobs = workers.len();
+        self.fetch(&work, coordinator, workers)?;
+        let lost_workers = workers.len() < jobs;
+
+        let stop = self.stop(coordinator, start.id, lost_workers)?;
+        if self.options.wal != Wal::None {
+            self.say(format_args!("write-ahead log end point: {}", stop.position));
+        }
+        let (bytes, _) = work.counters.done();
+        self.say(format_args!(
+            "received {bytes} bytes in {} files; the server sent {} bytes in {} files",
+            queue.len(),
+            stop.totals.1,
+            stop.totals.0
+        ));
+        if self.options.wal == Wal::Fetch {
+            self.fetch_wal(&work, coordinator, workers, start, &stop)?;
+        }
+        Ok(stop)
+    }
+
+    /// The file list: directories are made as they come, files are remembered.
+    fn list(&self, coordinator: &mut Session, id: BackupId, target: &Target) -> Result<FileList> {
+        let command = Command::SendFileList(SendFileList { backup_id: Some(id), ..SendFileList::default() });
+        let doing = |error: Error| error.context("could not get file list");
+        coordinator.send(&command.to_bytes()).map_err(doing)?;
+        coordinator.row_by_row().map_err(doing)?;
+        let mut list = FileList::default();
+        let mut checked = false;
+        let mut ended = false;
+        while let Some(answer) = coordinator.result().map_err(doing)? {
+            match answer.status() {
+                Status::PGRES_COMMAND_OK => continue,
+                Status::PGRES_TUPLES_OK => ended = true,
+                Status::PGRES_SINGLE_TUPLE => {}
+                other => return Err(Error::local(format!("unexpected result of SEND_FILE_LIST: {other:?}"))),
+            }
+            if !checked {
+                check_columns(&answer, reply::FILE_LIST)?;
+                checked = true;
+            }
+            for row in 0..answer.rows() {
+                add_listed(&answer, row, target, &mut list)?;
+            }
+            self.abort.check()?;
+        }
+        // A list that was cut short would be a backup with something missing.
+        if !ended {
+            return Err(Error::local("server sent an incomplete file list"));
+        }
+        Ok(list)
+    }
+
+    /// Empties a queue over all connections; those that were lost are gone from `workers`.
+    fn fetch(&self, work: &Work<'_>, coordinator: &mut Session, workers: &mut Vec<Session>) -> Result<()> {
+        work.counters.expect(work.queue.len(), work.queue.bytes());
+        let alive = std::thread::scope(|scope| {
+            let threads: Vec<_> = workers
+                .drain(..)
+                .map(|mut session| {
+                    scope.spawn(move || {
+                        let _guard = PanicGuard(self.abort);
+                        match work.run(&mut session) {
+                            Ok(()) => Some(session),
+                            Err(error) if error.kind() == Kind::Connection => {
+                                report::warning(format_args!(
+                                    "lost a connection that was fetching files: {error}"
+                                ));
+                                None
+                            }
+                            Err(error) => {
+                                self.abort.fail(error);
+                                None
+                            }
+                        }
+                    })
+                })
+                .collect();
+            if let Err(error) = work.run(coordinator) {
+                // With the coordinator the backup itself is gone.
+                self.abort.fail(error.fatal());
+            }
+            threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect::<Vec<_>>()
+        });
+        self.abort.check()?;
+        *workers = alive;
+        if work.queue.is_complete() {
+            Ok(())
+        } else {
+            Err(Error::local("not all files of the backup were received"))
+        }
+    }
+
+    fn stop(&self, coordinator: &mut Session, id: BackupId, lost_workers: bool) -> Result<Stop> {
+        let command = Command::StopBackup(StopBackup {
+            backup_id: Some(id),
+            label: None,
+            // Without WAL in the backup it is of use only once its WAL is in the archive.
+            wait: self.options.wal == Wal::None,
+        });
+        let doing = |error: Error| error.context("backup failed");
+        let began = Instant::now();
+        let first = loop {
+            coordinator.send(&command.to_bytes())?;
+            match coordinator.result_set(reply::STOP) {
+                // The server may not have noticed yet that a transfer has nobody to read it.
+                Err(error)
+                    if lost_workers
+                        && error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)
+                        && began.elapsed() < STOP_PATIENCE =>
+                {
+                    self.abort.check()?;
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                result => break result.map_err(doing)?,
+            }
+        };
+        let second = coordinator.result_set(reply::CONTROL_FILE).map_err(doing)?;
+        let third = coordinator.result_set(reply::WAL_RANGES).map_err(doing)?;
+        let fourth = coordinator.result_set(reply::WAL_FILES).map_err(doing)?;
+        let fifth = coordinator.result_set(reply::TOTALS).map_err(doing)?;
+        let mut stop = Stop {
+            position: lsn(&first, 0, 0)?,
+            timeline: number(&first, 0, 1)?,
+            control_file: protocol::id::from_hex(text(&second, 0, 0)?)
+                .filter(|content| !content.is_empty())
+                .ok_or_else(|| Error::local("server sent an invalid control file"))?,
+            wal_ranges: (0..third.rows()).map(|row| wal_range(&third, row)).collect::<Result<_>>()?,
+            wal_files: (0..fourth.rows())
+                .map(|row| text(&fourth, row, 0).map(str::to_owned))
+                .collect::<Result<_>>()?,
+            totals: (number(&fifth, 0, 1)?, number(&fifth, 0, 2)?),
+            checksum_failures: number(&fifth, 0, 3)?,
+        };
+        match coordinator.finish() {
+            // All results are there: a copy of damaged pages is still a copy.
+            Err(error) if error.is_server(SqlState::DATA_CORRUPTED) => {
+                report::error(&error);
+                stop.checksum_failures = stop.checksum_failures.max(1);
+            }
+            result => result.map_err(|error| error.context("final receive failed"))?,
+        }
+        Ok(stop)
+    }
+
+    /// -X fetch: the WAL that the backup needs, as files.
+    fn fetch_wal(
+        &self,
+        work: &Work<'_>,
+        coordinator: &mut Session,
+        workers: &mut Vec<Session>,
+        start: &Start,
+        stop: &Stop,
+    ) -> Result<()> {
+        start.segment_size.check_coverage(
+            &stop.wal_files,
+            (start.timeline, start.position),
+            (stop.timeline, stop.position),
+        )?;
+        let mut list = FileList::default();
+        for name in &stop.wal_files {
+            let size = match name.as_bytes() {
+                segment if wal::is_segment(segment) => start.segment_size.bytes(),
+                history if wal::is_history(history) => 0,
+                _ => return Err(Error::local(format!("unexpected WAL file name \"{name}\""))),
+            };
+            let path = BackupPath::from_bytes(format!("pg_wal/{name}"))
+                .map_err(|error| Error::local(format!("unexpected WAL file name \"{name}\": {error}")))?;
+            list.push(&path, size);
+        }
+        let queue = Queue::new(list, self.options.jobs);
+        let work = Work { queue: &queue, ..*work };
+        self.fetch(&work, coordinator, workers)?;
+        // Marked as archived, or a copy that is promoted would archive them once more.
+        for name in &stop.wal_files {
+            let done = format!("pg_wal/archive_status/{name}.done");
+            work.target.write(&done, b"")?;
+            add_own_file(work.manifest, work.algorithm, &done, b"")?;
+        }
+        Ok(())
+    }
+
+    /// backup_label is written; the control file is the last thing that makes this a cluster.
+    fn finish_files(
+        &self,
+        target: &Target,
+        manifest: Option<SharedManifest>,
+        algorithm: DigestAlgorithm,
+        start: &Start,
+        stop: &Stop,
+    ) -> Result<()> {
+        add_own_file(manifest.as_ref(), algorithm, "backup_label", &start.label_file)?;
+        target.write(CONTROL_FILE, &stop.control_file)?;
+        add_own_file(manifest.as_ref(), algorithm, CONTROL_FILE, &stop.control_file)?;
+        if let Some(manifest) = manifest {
+            let manifest = manifest.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let out = manifest.finish(&stop.wal_ranges).map_err(|error| manifest_error(&error))?;
+            out.into_inner().map_err(|error| manifest_error(error.error()))?;
+        }
+        Ok(())
+    }
+
+    fn make_durable(&self, target: &Target) -> Result<()> {
+        if self.options.sync == Sync::None {
+            return Ok(());
+        }
+        self.say("syncing data to disk ...");
+        sync::sync_directory(target.root(), self.options.sync, self.options.jobs, self.abort)?;
+        // Names of directories that are new, in directories that are not ours.
+        self.cleanup.made().try_for_each(sync::sync_parent)
+    }
+
+    fn say(&self, message: impl std::fmt::Display) {
+        if self.options.verbose {
+            report::info(message);
+        }
+    }
+}
+
+fn add_listed(answer: &Answer, row: usize, target: &Target, list: &mut FileList) -> Result<()> {
+    let name = bytes(answer, row, 0)?;
+    let path = BackupPath::parse(name).map_err(|error| {
+        Error::local(format!(
+            "server listed an invalid file name \"{}\": {error}",
+            String::from_utf8_lossy(name)
+        ))
+    })?;
+    match bytes(answer, row, 1)? {
+        b"d" => target.make_listed(&path, number(answer, row, 4)?),
+        b"f" => {
+            if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes()) {
+                return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
+            }
+            list.push(&path, number(answer, row, 2)?);
+            Ok(())
+        }
+        other => Err(Error::local(format!(
+            "server listed \"{path}\" as of unknown type \"{}\"",
+            String::from_utf8_lossy(other)
+        ))),
+    }
+}
+
+/// Adds a file that the client wrote itself to the manifest.
+fn add_own_file(
+    manifest: Option<&SharedManifest>,
+    algorithm: DigestAlgorithm,
+    name: &str,
+    content: &[u8],
+) -> Result<()> {
+    let Some(manifest) = manifest else { return Ok(()) };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    manifest
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .file(
+            name.as_bytes(),
+            content.len() as u64,
+            i64::try_from(now).unwrap_or(0),
+            &Digest::of(algorithm, content),
+        )
+        .map_err(|error| manifest_error(&error))
+}
+
+fn write_recovery_conf(target: &Target, settings: &[u8]) -> Result<()> {
+    let path = target.root().join(recovery::SETTINGS_FILE);
+    let mut file: File = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(target.modes().file)
+        .open(&path)
+        .map_err(|error| Error::io("open file", &path, &error))?;
+    file.write_all(settings).map_err(|error| Error::io("write to file", &path, &error))?;
+    target.write(recovery::SIGNAL_FILE, b"")
+}
+
+fn wal_range(answer: &Answer, row: usize) -> Result<WalRange> {
+    Ok(WalRange { timeline: number(answer, row, 0)?, start: lsn(answer, row, 1)?, end: lsn(answer, row, 2)? })
+}
+
+fn lsn(answer: &Answer, row: usize, column: usize) -> Result<Lsn> {
+    number(answer, row, column)
+}
+
+/// `SHOW wal_segment_size`: a number and its unit.
+fn parse_size(setting: &str) -> Result<u64> {
+    let digits = setting.find(|c: char| !c.is_ascii_digit()).unwrap_or(setting.len());
+    let unit = match &setting[digits..] {
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        _ => 0u64,
+    };
+    match setting[..digits].parse::<u64>() {
+        Ok(number) if unit > 0 => SegmentSize::new(number.saturating_mul(unit)).map(SegmentSize::bytes),
+        _ => Err(Error::local("WAL segment size could not be parsed")),
+    }
+}
+
+fn canonical(path: &Path) -> Result<std::path::PathBuf> {
+    fs::canonicalize(path).map_err(|error| Error::io("access directory", path, &error))
+}
+
+fn no_pipe(error: &std::io::Error) -> Error {
+    Error::local(format!("could not create pipe: {}", crate::error::os_message(error)))
+}
+
+/// A connection after the first that cannot be made is most often one too many.
+fn explain_limits(error: Error, jobs: usize, streaming: bool) -> Error {
+    if error.kind() != Kind::Connection {
+        return error;
+    }
+    let streams = usize::from(streaming);
+    let needed = format!(
+        "This backup needs {} replication connections: {jobs} for files{}.",
+        jobs + streams,
+        if streaming { " and 1 for write-ahead log" } else { "" }
+    );
+    // The setting's name stands in the message in every language.
+    let limit = if error.message().contains("max_wal_senders") {
+        "Increase max_wal_senders on the server, or use fewer jobs (-j)."
+    } else {
+        "Use fewer jobs (-j) if the server, the role or the database has no connection left."
+    };
+    error.with_hint(format!("{needed} {limit}"))
+}
+
+/// What may be missing on a server that refuses START_BACKUP.
+fn explain_start(error: Error) -> Error {
+    let error = if error.is_server(SqlState::SYNTAX_ERROR) {
+        error.with_hint(
+            "The server does not know the parallel backup commands: it must be built with the patch of \
+             pg_parallel_backup, and load that library by shared_preload_libraries.",
+        )
+    } else if error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
+        error.with_hint("Check that shared_preload_libraries on the server has pg_parallel_backup.")
+    } else {
+        error
+    };
+    error.context("could not initiate base backup")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_size_as_shown() {
+        assert_eq!(parse_size("16MB").unwrap(), 16 << 20);
+        assert_eq!(parse_size("1GB").unwrap(), 1 << 30);
+        for setting in ["", "16", "16kB", "3MB", "2GB", "MB"] {
+            assert!(parse_size(setting).is_err(), "{setting}");
+        }
+    }
+
+    #[test]
+    fn hints_for_what_is_missing_on_the_server() {
+        let full = Error::connection(
+            "FATAL:  number of requested standby connections exceeds \"max_wal_senders\" (currently 3)",
+        );
+        let hint = explain_limits(full, 4, true).hint().unwrap().to_owned();
+        assert!(hint.contains("5 replication connections: 4 for files and 1 for write-ahead log"), "{hint}");
+        assert!(hint.contains("Increase max_wal_senders"), "{hint}");
+        assert!(explain_limits(Error::local("x"), 4, true).hint().is_none());
+
+        let unknown = Error::new(Kind::Server(*b"42601"), "ERROR:  syntax error");
+        assert!(explain_start(unknown).hint().unwrap().contains("patch"));
+        let unloaded = Error::new(Kind::Server(*b"55000"), "ERROR:  not loaded");
+        let error = explain_start(unloaded);
+        assert!(error.hint().unwrap().contains("shared_preload_libraries"));
+        assert_eq!(error.message(), "could not initiate base backup: ERROR:  not loaded");
+    }
+
+    #[test]
+    fn recovery_conf_is_appended() {
+        let place = tempfile::tempdir().unwrap();
+        let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
+        target.write(recovery::SETTINGS_FILE, b"a = 1\n").unwrap();
+        write_recovery_conf(&target, b"b = 2\n").unwrap();
+        assert_eq!(fs::read(place.path().join("postgresql.auto.conf")).unwrap(), b"a = 1\nb = 2\n");
+        assert_eq!(fs::read(place.path().join("standby.signal")).unwrap(), b"");
+    }
+}

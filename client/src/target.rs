@@ -1,0 +1,189 @@
+//! The directory that is being written: where each file of the backup goes and with which mode.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use protocol::BackupPath;
+
+use crate::cleanup::make_directory;
+use crate::error::{Error, Result};
+
+/// Modes of what the client makes on its own, by whether the source's data directory is open to
+/// its group (PostgreSQL's `pg_dir_create_mode` and `pg_file_create_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modes {
+    /// Directories.
+    pub directory: u32,
+    /// Files.
+    pub file: u32,
+}
+
+/// The target directory.
+#[derive(Debug)]
+pub struct Target {
+    root: PathBuf,
+    modes: Modes,
+    /// Directories that are links, relative to the root: their place was prepared elsewhere.
+    links: HashSet<PathBuf>,
+}
+
+impl Modes {
+    /// From `SHOW data_directory_mode`, an octal number.
+    pub fn of_data_directory(setting: &str) -> Result<Self> {
+        let mode = u32::from_str_radix(setting.trim(), 8)
+            .map_err(|_| Error::local(format!("group access flag could not be parsed: {setting}")))?;
+        Ok(if mode & 0o050 == 0o050 {
+            Self { directory: 0o750, file: 0o640 }
+        } else {
+            Self { directory: 0o700, file: 0o600 }
+        })
+    }
+}
+
+impl Target {
+    /// In a directory that exists.
+    pub fn new(root: PathBuf, modes: Modes) -> Self {
+        Self { root, modes, links: HashSet::new() }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Modes of what is made here.
+    pub fn modes(&self) -> Modes {
+        self.modes
+    }
+
+    /// A path below the directory.
+    pub fn path(&self, path: &BackupPath) -> PathBuf {
+        // Relative and without "..": it cannot lead out.
+        self.root.join(OsStr::from_bytes(path.as_bytes()))
+    }
+
+    /// Makes a link to a directory elsewhere.
+    pub fn link(&mut self, name: &str, place: &Path) -> Result<()> {
+        let link = self.root.join(name);
+        symlink(place, &link).map_err(|error| Error::io("create symbolic link", &link, &error))?;
+        self.links.insert(PathBuf::from(name));
+        Ok(())
+    }
+
+    /// Makes a directory of the client's own choice, unless it is there.
+    pub fn make(&self, name: &str) -> Result<()> {
+        self.make_with_mode(Path::new(name), self.modes.directory)
+    }
+
+    /// Makes a directory that the server listed. One that this program made before, or a link of
+    /// its own, only gets the mode.
+    pub fn make_listed(&self, path: &BackupPath, mode: u32) -> Result<()> {
+        self.make_with_mode(Path::new(OsStr::from_bytes(path.as_bytes())), mode & 0o7777)
+    }
+
+    /// Opens a file to write all of it, with this mode. Never through a link.
+    pub fn create(&self, path: &Path, mode: u32) -> Result<File> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
+            .open(path)
+            .map_err(|error| Error::io("create file", path, &error))?;
+        file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
+            .map_err(|error| Error::io("set permissions on file", path, &error))?;
+        Ok(file)
+    }
+
+    /// Writes a file of the client's own.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        use std::io::Write;
+        let path = self.root.join(name);
+        let mut file = self.create(&path, self.modes.file)?;
+        file.write_all(content).map_err(|error| Error::io("write to file", &path, &error))
+    }
+
+    /// Removes what an earlier try left of a file.
+    pub fn remove(&self, path: &BackupPath) -> Result<()> {
+        let path = self.path(path);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove file", &path, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_with_mode(&self, name: &Path, mode: u32) -> Result<()> {
+        let path = self.root.join(name);
+        match make_directory(&path, mode) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let ours = match fs::symlink_metadata(&path) {
+                    Ok(metadata) => metadata.is_dir() || self.links.contains(name),
+                    Err(error) => return Err(Error::io("stat file", &path, &error)),
+                };
+                if !ours {
+                    return Err(Error::io("create directory", &path, &error));
+                }
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                    .map_err(|error| Error::io("set permissions on directory", &path, &error))
+            }
+            result => result.map_err(|error| Error::io("create directory", &path, &error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_follow_group_access() {
+        assert_eq!(Modes::of_data_directory("0700").unwrap(), Modes { directory: 0o700, file: 0o600 });
+        assert_eq!(Modes::of_data_directory("0750").unwrap(), Modes { directory: 0o750, file: 0o640 });
+        assert!(Modes::of_data_directory("rwx").is_err());
+    }
+
+    #[test]
+    fn directories_files_and_links() {
+        let place = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let modes = Modes { directory: 0o700, file: 0o600 };
+        let mut target = Target::new(place.path().to_owned(), modes);
+        target.make("pg_tblspc").unwrap();
+        target.link("pg_tblspc/16384", elsewhere.path()).unwrap();
+        for (path, mode) in [(&b"pg_tblspc"[..], 0o750), (b"pg_tblspc/16384", 0o750), (b"x\xff", 0o700)] {
+            let path = BackupPath::from_bytes(path).unwrap();
+            target.make_listed(&path, mode).unwrap();
+            target.make_listed(&path, mode).unwrap();
+            let found = fs::metadata(target.path(&path)).unwrap();
+            assert!(found.is_dir());
+            assert_eq!(found.permissions().mode() & 0o7777, mode);
+        }
+        assert!(target.root().join("pg_tblspc/16384").is_symlink());
+
+        let file = BackupPath::from_bytes("pg_tblspc/16384/a").unwrap();
+        drop(target.create(&target.path(&file), 0o640).unwrap());
+        let found = fs::metadata(elsewhere.path().join("a")).unwrap();
+        assert_eq!(found.permissions().mode() & 0o7777, 0o640);
+        target.remove(&file).unwrap();
+        target.remove(&file).unwrap();
+        assert!(!elsewhere.path().join("a").exists());
+    }
+
+    #[test]
+    fn links_of_others_are_not_written_through() {
+        let place = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
+        symlink(elsewhere.path(), place.path().join("base")).unwrap();
+        symlink(elsewhere.path().join("f"), place.path().join("f")).unwrap();
+        assert!(target.make_listed(&BackupPath::from_bytes("base").unwrap(), 0o700).is_err());
+        assert!(target.create(&place.path().join("f"), 0o600).is_err());
+        assert!(!elsewhere.path().join("f").exists());
+    }
+}

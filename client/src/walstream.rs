@@ -1,0 +1,474 @@
+//! -X stream: WAL as it is written, over a connection of its own, from the segment that the backup
+//! starts in to the position that it ends at, across timelines.
+//!
+//! What pg_basebackup does with `receivelog.c`, down to the names and sizes of the files.
+
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use protocol::Lsn;
+
+use crate::abort::Latch;
+use crate::connection::{Message, Session, bytes, number, text};
+use crate::error::{Error, Result};
+use crate::pq::Status;
+use crate::target::Target;
+use crate::wal::{Segment, SegmentSize, history_file_name};
+
+/// The position at which the stream ends, known only when the backup has ended.
+#[derive(Debug)]
+pub struct End {
+    position: Mutex<Option<Lsn>>,
+    known: Latch,
+}
+
+/// What to stream.
+#[derive(Debug)]
+pub struct Plan {
+    /// The timeline that the backup starts on.
+    pub timeline: u32,
+    /// Where it starts; the stream starts at the beginning of that segment.
+    pub start: Lsn,
+    /// The cluster's segment size.
+    pub segment_size: SegmentSize,
+    /// The slot to stream from.
+    pub slot: Option<String>,
+    /// How often the server is told how far we are; never for zero.
+    pub status_interval: Duration,
+    /// Whether segments are synced as they are completed.
+    pub sync: bool,
+}
+
+impl End {
+    /// Not known yet.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self { position: Mutex::new(None), known: Latch::new()? })
+    }
+
+    /// Ends the stream once it has come this far.
+    pub fn set(&self, position: Lsn) {
+        *self.position.lock().unwrap_or_else(PoisonError::into_inner) = Some(position);
+        self.known.set();
+    }
+
+    fn reached(&self, position: Lsn) -> bool {
+        self.position.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|end| position >= end)
+    }
+
+    fn is_known(&self) -> bool {
+        self.known.is_set()
+    }
+}
+
+/// A replication slot's name as the replication grammar reads it.
+pub fn quoted_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Streams until the end is reached.
+pub fn stream(session: &mut Session, plan: &Plan, target: &Target, end: &End) -> Result<()> {
+    let mut writer = SegmentWriter {
+        directory: target.root().join("pg_wal"),
+        target,
+        size: plan.segment_size,
+        sync: plan.sync,
+        timeline: plan.timeline,
+        open: None,
+    };
+    let mut start = plan.segment_size.start_of(plan.start);
+    loop {
+        fetch_history(session, &writer)?;
+        if end.reached(start) {
+            return Ok(());
+        }
+        let slot = plan
+            .slot
+            .as_deref()
+            .map_or_else(String::new, |slot| format!("SLOT {} ", quoted_identifier(slot)));
+        let command = format!("START_REPLICATION {slot}{start} TIMELINE {}", writer.timeline);
+        session.send(command.as_bytes())?;
+        let doing = |error: Error| error.context("could not send replication command \"START_REPLICATION\"");
+        match session.result().map_err(doing)? {
+            Some(answer) if answer.status() == Status::PGRES_COPY_BOTH => {}
+            _ => return Err(Error::connection("server did not start to stream write-ahead log")),
+        }
+        session.entered_copy_both();
+        let mut copy = Copy::new(plan, end, start);
+        let next = copy.run(session, &mut writer)?;
+        match next {
+            None if end.reached(copy.position) => return Ok(()),
+            None => return Err(Error::connection("replication stream was terminated before stop point")),
+            Some((timeline, switch)) => {
+                if timeline <= writer.timeline {
+                    return Err(Error::connection(format!(
+                        "server reported unexpected next timeline {timeline}, following timeline {}",
+                        writer.timeline
+                    )));
+                }
+                if switch > copy.position {
+                    return Err(Error::connection(format!(
+                        "server stopped streaming timeline {} at {}, but reported next timeline {timeline} \
+                         to begin at {switch}",
+                        writer.timeline, copy.position
+                    )));
+                }
+                writer.timeline = timeline;
+                start = plan.segment_size.start_of(switch);
+            }
+        }
+    }
+}
+
+/// Fetches the history of the timeline that is about to be streamed; the first has none.
+fn fetch_history(session: &mut Session, writer: &SegmentWriter<'_>) -> Result<()> {
+    let name = history_file_name(writer.timeline);
+    if writer.timeline == 1 || writer.directory.join(&name).exists() {
+        return Ok(());
+    }
+    let answer = session.query(&format!("TIMELINE_HISTORY {}", writer.timeline))?;
+    let reported = text(&answer, 0, 0)?;
+    if reported != name {
+        return Err(Error::connection(format!(
+            "server reported unexpected history file name for timeline {}: {reported}",
+            writer.timeline
+        )));
+    }
+    writer.write_history(&name, bytes(&answer, 0, 1)?)
+}
+
+/// One stream: a timeline, or the rest of it.
+struct Copy<'a> {
+    plan: &'a Plan,
+    end: &'a End,
+    /// Up to here everything is written.
+    position: Lsn,
+    /// Up to here everything is synced, or as good as that is with --no-sync.
+    flushed: Lsn,
+    /// We have not ended our side.
+    sending: bool,
+    last_status: Option<Instant>,
+}
+
+/// A timeline that follows, and where it begins.
+type NextTimeline = Option<(u32, Lsn)>;
+
+impl<'a> Copy<'a> {
+    fn new(plan: &'a Plan, end: &'a End, start: Lsn) -> Self {
+        Self { plan, end, position: start, flushed: start, sending: true, last_status: None }
+    }
+
+    fn run(&mut self, session: &mut Session, writer: &mut SegmentWriter<'_>) -> Result<NextTimeline> {
+        loop {
+            self.stop_if_reached(session, writer)?;
+            self.status_if_due(session)?;
+            match session.try_copy_data()? {
+                Message::Data(data) => self.message(&data, session, writer)?,
+                Message::Done => return self.after_copy(session, writer),
+                Message::None => {
+                    // The latch stays thrown: to wait for it again would be not to wait.
+                    let known = (!self.end.is_known()).then(|| self.end.known.as_fd());
+                    session.wait_for_data(self.time_to_status(), known)?;
+                }
+            }
+        }
+    }
+
+    fn message(&mut self, data: &[u8], session: &mut Session, writer: &mut SegmentWriter<'_>) -> Result<()> {
+        let short = || Error::connection(format!("streaming header too small: {}", data.len()));
+        match data.first() {
+            Some(b'k') => {
+                // Type, position and time come before it.
+                let wants_reply = *data.get(17).ok_or_else(short)? != 0;
+                if wants_reply && self.sending {
+                    if self.plan.slot.is_some() && self.flushed < self.position {
+                        writer.flush()?;
+                        self.flushed = self.position;
+                    }
+                    self.send_status(session)?;
+                }
+                Ok(())
+            }
+            // What comes after we have ended our side is not wanted.
+            Some(b'w') if !self.sending => Ok(()),
+            Some(b'w') => {
+                let position = data.get(1..9).and_then(|bytes| bytes.try_into().ok()).ok_or_else(short)?;
+                let wal = data.get(25..).ok_or_else(short)?;
+                self.write(Lsn(u64::from_be_bytes(position)), wal, session, writer)
+            }
+            Some(other) => {
+                Err(Error::connection(format!("unrecognized streaming header: \"{}\"", char::from(*other))))
+            }
+            None => Err(short()),
+        }
+    }
+
+    fn write(
+        &mut self,
+        position: Lsn,
+        mut wal: &[u8],
+        session: &mut Session,
+        writer: &mut SegmentWriter<'_>,
+    ) -> Result<()> {
+        let offset = writer.size.offset(position);
+        match &writer.open {
+            None if offset != 0 => {
+                return Err(Error::connection(format!(
+                    "received write-ahead log record for offset {offset} with no file open"
+                )));
+            }
+            Some(open) if open.offset != offset => {
+                return Err(Error::connection(format!(
+                    "got WAL data offset {offset:08x}, expected {:08x}",
+                    open.offset
+                )));
+            }
+            _ => {}
+        }
+        self.position = position;
+        while !wal.is_empty() {
+            let room = writer.size.bytes() - writer.size.offset(self.position);
+            let now = wal.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            writer.write(self.position, &wal[..now])?;
+            wal = &wal[now..];
+            self.position.0 += now as u64;
+            if writer.size.offset(self.position) == 0 {
+                writer.close()?;
+                self.flushed = self.position;
+                self.stop_if_reached(session, writer)?;
+                if !self.sending {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends our side if the stream has come far enough.
+    fn stop_if_reached(&mut self, session: &mut Session, writer: &mut SegmentWriter<'_>) -> Result<()> {
+        if self.sending && self.end.reached(self.position) {
+            writer.close()?;
+            self.flushed = self.position;
+            session.put_copy_end()?;
+            self.sending = false;
+        }
+        Ok(())
+    }
+
+    /// The server has ended its side: because the timeline has ended, or because we have.
+    fn after_copy(&mut self, session: &mut Session, writer: &mut SegmentWriter<'_>) -> Result<NextTimeline> {
+        let doing = |error: Error| error.context("unexpected termination of replication stream");
+        let mut answer = session.result().map_err(doing)?;
+        if self.sending {
+            writer.close()?;
+            if answer.as_ref().is_some_and(|answer| answer.status() == Status::PGRES_COPY_IN) {
+                session.put_copy_end()?;
+                answer = session.result().map_err(doing)?;
+            }
+            self.sending = false;
+        }
+        let mut next = None;
+        while let Some(result) = answer {
+            if result.status() == Status::PGRES_TUPLES_OK {
+                let switch = text(&result, 0, 1)?
+                    .parse()
+                    .map_err(|error| Error::connection(format!("could not parse next timeline: {error}")))?;
+                next = Some((number(&result, 0, 0)?, switch));
+            }
+            answer = session.result().map_err(doing)?;
+        }
+        Ok(next)
+    }
+
+    fn status_if_due(&mut self, session: &mut Session) -> Result<()> {
+        match self.time_to_status() {
+            Some(Duration::ZERO) => self.send_status(session),
+            _ => Ok(()),
+        }
+    }
+
+    fn time_to_status(&self) -> Option<Duration> {
+        if self.plan.status_interval.is_zero() || !self.sending {
+            return None;
+        }
+        Some(
+            self.last_status
+                .map_or(Duration::ZERO, |last| self.plan.status_interval.saturating_sub(last.elapsed())),
+        )
+    }
+
+    fn send_status(&mut self, session: &mut Session) -> Result<()> {
+        // A position reported as flushed makes us eligible as a synchronous standby: only with a
+        // slot, which needs it.
+        let flushed = if self.plan.slot.is_some() { self.flushed } else { Lsn(0) };
+        session.put_copy_data(&status_message(self.position, flushed, SystemTime::now()))?;
+        self.last_status = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// A standby status update.
+fn status_message(written: Lsn, flushed: Lsn, now: SystemTime) -> Vec<u8> {
+    /// From the Unix epoch to PostgreSQL's, 2000-01-01.
+    const EPOCH: Duration = Duration::from_secs(946_684_800);
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(EPOCH);
+    let mut message = vec![b'r'];
+    message.extend(written.0.to_be_bytes());
+    message.extend(flushed.0.to_be_bytes());
+    // Nothing is applied here.
+    message.extend(0u64.to_be_bytes());
+    message.extend(i64::try_from(now.as_micros()).unwrap_or(0).to_be_bytes());
+    // No reply wanted.
+    message.push(0);
+    message
+}
+
+/// Writes segments and what belongs to them.
+struct SegmentWriter<'a> {
+    directory: PathBuf,
+    target: &'a Target,
+    size: SegmentSize,
+    sync: bool,
+    timeline: u32,
+    open: Option<OpenSegment>,
+}
+
+struct OpenSegment {
+    file: File,
+    name: String,
+    path: PathBuf,
+    offset: u64,
+}
+
+impl SegmentWriter<'_> {
+    fn write(&mut self, position: Lsn, wal: &[u8]) -> Result<()> {
+        if self.open.is_none() {
+            self.open = Some(self.create(position)?);
+        }
+        if let Some(open) = &mut self.open {
+            open.file.write_all(wal).map_err(|error| {
+                Error::io(&format!("write {} bytes to WAL file", wal.len()), &open.path, &error)
+            })?;
+            open.offset += wal.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// A segment has its full size from the beginning; what no WAL is written to stays zero. The
+    /// space is really taken, so that a full disk shows here and not when the copy recovers.
+    fn create(&self, position: Lsn) -> Result<OpenSegment> {
+        let segment = Segment { timeline: self.timeline, number: self.size.number(position) };
+        let name = self.size.file_name(segment);
+        let path = self.directory.join(&name);
+        let failed = |error: std::io::Error| Error::io("open write-ahead log file", &path, &error);
+        let mut file = self.target.create(&path, self.target.modes().file)?;
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..self.size.bytes() >> 20 {
+            file.write_all(&zeros).map_err(failed)?;
+        }
+        file.seek(SeekFrom::Start(0)).map_err(failed)?;
+        Ok(OpenSegment { file, name, path, offset: self.size.offset(position) })
+    }
+
+    fn flush(&self) -> Result<()> {
+        match &self.open {
+            Some(open) if self.sync => {
+                open.file.sync_all().map_err(|error| Error::io("fsync file", &open.path, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Closes the open segment. One that is full is marked as archived: it must not be archived
+    /// again when the copy is promoted.
+    fn close(&mut self) -> Result<()> {
+        self.flush()?;
+        match self.open.take() {
+            Some(open) if open.offset == self.size.bytes() => {
+                mark_done(self.target, &self.directory, &open.name)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write_history(&self, name: &str, content: &[u8]) -> Result<()> {
+        let temporary = self.directory.join(format!("{name}.tmp"));
+        let mut file = self.target.create(&temporary, self.target.modes().file)?;
+        file.write_all(content)
+            .and_then(|()| if self.sync { file.sync_all() } else { Ok(()) })
+            .map_err(|error| Error::io("write timeline history file", &temporary, &error))?;
+        let path = self.directory.join(name);
+        fs::rename(&temporary, &path).map_err(|error| Error::io("rename file", &temporary, &error))?;
+        mark_done(self.target, &self.directory, name)
+    }
+}
+
+/// Writes `archive_status/<name>.done` in a pg_wal directory.
+fn mark_done(target: &Target, pg_wal: &Path, name: &str) -> Result<()> {
+    let path = pg_wal.join("archive_status").join(format!("{name}.done"));
+    target.create(&path, target.modes().file).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::Modes;
+
+    #[test]
+    fn status() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(946_684_801);
+        let message = status_message(Lsn(0x0102), Lsn(3), now);
+        let expected = [
+            &b"r"[..],
+            &[0, 0, 0, 0, 0, 0, 1, 2],
+            &[0, 0, 0, 0, 0, 0, 0, 3],
+            &[0; 8],
+            &1_000_000i64.to_be_bytes(),
+            &[0],
+        ]
+        .concat();
+        assert_eq!(message, expected);
+    }
+
+    #[test]
+    fn segments_have_their_full_size_and_are_done_only_when_full() {
+        let place = tempfile::tempdir().unwrap();
+        let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
+        target.make("pg_wal").unwrap();
+        target.make("pg_wal/archive_status").unwrap();
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let directory = place.path().join("pg_wal");
+        let mut writer = SegmentWriter {
+            directory: directory.clone(),
+            target: &target,
+            size,
+            sync: true,
+            timeline: 1,
+            open: None,
+        };
+        writer.write(Lsn(3 << 20), &vec![1; 1 << 20]).unwrap();
+        writer.close().unwrap();
+        writer.write(Lsn(4 << 20), b"begin").unwrap();
+        writer.close().unwrap();
+        writer.write_history("00000002.history", b"1\t0/300\n").unwrap();
+        let size_of = |name: &str| fs::metadata(directory.join(name)).map(|found| found.len()).ok();
+        assert_eq!(size_of("000000010000000000000003"), Some(1 << 20));
+        assert_eq!(size_of("archive_status/000000010000000000000003.done"), Some(0));
+        assert_eq!(size_of("000000010000000000000004"), Some(1 << 20));
+        assert_eq!(size_of("archive_status/000000010000000000000004.done"), None);
+        assert_eq!(size_of("archive_status/00000002.history.done"), Some(0));
+        let content = fs::read(directory.join("000000010000000000000004")).unwrap();
+        assert!(content.starts_with(b"begin\0") && content[5..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn the_end() {
+        let end = End::new().unwrap();
+        assert!(!end.reached(Lsn(u64::MAX)));
+        end.set(Lsn(10));
+        assert!(!end.reached(Lsn(9)) && end.reached(Lsn(10)));
+        assert_eq!(quoted_identifier("a\"b"), "\"a\"\"b\"");
+    }
+}
