@@ -34,6 +34,8 @@ unset name
 # PostgreSQL's makefiles must not take our Makefile's settings for theirs.
 unset MAKEFLAGS MFLAGS MAKELEVEL
 export PG LC_ALL=C
+# What root builds, another user runs.
+umask 022
 
 # Rust by rustup is often in place but not in the PATH of a root shell or of cron.
 if ! command -v cargo >/dev/null && [ -x "${HOME:-/nonexistent}/.cargo/bin/cargo" ]; then
