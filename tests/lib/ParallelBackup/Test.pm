@@ -41,7 +41,8 @@ sub parallel_node
 	my %init = %{ $params{init} || {} };
 	my @extra = @{ $init{extra} || [] };
 
-	push @extra, '--wal-segsize=' . ($params{segsize} // 1);
+	push @extra, '--no-locale', '--encoding=UTF8',
+	  '--wal-segsize=' . ($params{segsize} // 1);
 	$node->init(allows_streaming => 1, %init, extra => \@extra);
 	$node->append_conf('postgresql.conf', <<CONF);
 autovacuum = off

@@ -1,0 +1,96 @@
+# The server's memory does not grow with the number of files, nor with the number
+# of commands.
+
+use strict;
+use warnings FATAL => 'all';
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use ParallelBackup::Connection;
+use ParallelBackup::RawBackup;
+use ParallelBackup::Test;
+
+use constant { FILES => 100_000, BOUND_KB => 4096 };
+
+
+my $node = parallel_node('main');
+my $pgdata = $node->data_dir;
+my $dbdir = 'base/' . $node->safe_psql('postgres',
+	"SELECT oid FROM pg_database WHERE datname = 'postgres'");
+
+# The most that a process has had in memory so far, in kB, without what it shares.
+sub high_water
+{
+	my ($conn) = @_;
+	my ($kb) = slurp_file('/proc/' . $conn->pid . '/status') =~ /^VmHWM:\s+(\d+) kB$/m;
+	return $kb;
+}
+
+my $coordinator = connection($node);
+my $start = start_backup($coordinator);
+my $conn = connection($node);
+my @id = (BACKUP_ID => $start->{backup_id});
+
+sub count_list
+{
+	my ($sql) = @_;
+	my $rows = 0;
+	my $reply = $conn->query($sql, on_row => sub { $rows++ });
+	die $reply->{error}{message} if $reply->{error};
+	return $rows;
+}
+
+# Everything once, so that what is allocated for good is there; then many files.
+my $list = "SEND_FILE_LIST (BACKUP_ID '$id[1]')";
+my $few = count_list($list);
+fetch($conn, [ ('PG_VERSION') x 1024 ], @id, FILE_CHECKSUM => 'SHA256');
+my $before = high_water($conn);
+
+my @paths;
+for my $n (1 .. FILES)
+{
+	my $path = sprintf('%s/%d.%d', $dbdir, 4_000_000_000 + int($n / 10), 1 + $n % 10);
+	open my $fh, '>', "$pgdata/$path" or die "$path: $!";
+	close $fh;
+	push @paths, $path if $n <= 1024;
+}
+is(count_list($list), $few + FILES, 'every file is listed');
+cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'a long list takes no memory in the server');
+is(count_list($list), $few + FILES, 'and once more');
+cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'a second one neither');
+
+# Many commands.
+for my $round (1 .. 30)
+{
+	my $transfer = fetch($conn, \@paths, @id, FILE_CHECKSUM => 'SHA256');
+	die 'files are missing' if @{ $transfer->{files} } != @paths;
+}
+cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'many commands take no memory in the server');
+for my $round (1 .. 200)
+{
+	my $reply = $conn->query("SEND_FILES_CONTENT ('base') WITH (BACKUP_ID '$id[1]')");
+	die 'not refused' if !$reply->{error};
+	$reply = $conn->query("SEND_FILES_CONTENT ('%') WITH (BACKUP_ID '$id[1]')");
+	die 'not refused' if !$reply->{error};
+}
+cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'nor do refused ones');
+
+# Nor do they keep files open.
+my @open = grep { (readlink("/proc/" . $conn->pid . "/fd/$_") // '') =~ m{^\Q$pgdata\E} }
+  slurp_dir('/proc/' . $conn->pid . '/fd');
+is(scalar(grep { readlink('/proc/' . $conn->pid . "/fd/$_") =~ m{/base(?:/|\z)|PG_VERSION} } @open),
+	0, 'no file is left open');
+
+unlink "$pgdata/$_" for grep { m{^\Q$dbdir\E/4\d{9}\.} } map { "$dbdir/$_" } slurp_dir("$pgdata/$dbdir");
+is(count_list($list), $few, 'a short list again');
+ok(!stop_backup($coordinator)->{reply}{error}, 'STOP_BACKUP');
+$_->close for ($coordinator, $conn);
+
+my $copy = PostgreSQL::Test::Cluster->new('copy');
+raw_backup($node, $copy->data_dir);
+start_copy($copy);
+is($copy->safe_psql('postgres', 'SELECT 1'), 1, 'the copy runs');
+$copy->stop;
+
+done_testing();
