@@ -42,8 +42,8 @@ my $no_id = '0123456789abcdef' x 2;
 		is_error($conn, "SEND_FILES_CONTENT ('PG_VERSION') WITH (BACKUP_ID $quoted)", '42704',
 			qr/backup ".*" does not exist$/, "files of unknown backup \"$id\"");
 	}
-	is_error($conn, "STOP_BACKUP (BACKUP_ID '$no_id')", '55000',
-		qr/^no parallel backup is running in this session$/, 'stop of an unknown backup');
+	is_error($conn, "STOP_BACKUP (BACKUP_ID '$no_id')", '42704',
+		qr/^parallel backup "$no_id" does not exist$/, 'stop of an unknown backup');
 	$conn->close;
 }
 
@@ -326,7 +326,7 @@ refused("SEND_FILES_CONTENT (" . join(', ', ("'PG_VERSION'") x 1025) . ") WITH (
 	is_error($worker, 'STOP_BACKUP', '55000',
 		qr/^no parallel backup is running in this session$/, 'STOP_BACKUP by a worker');
 	is_error($worker, "STOP_BACKUP (BACKUP_ID '$id[1]')", '55000',
-		qr/^(?:no parallel backup is running|parallel backup "$id[1]" was not started) in this session$/,
+		qr/^parallel backup "$id[1]" was not started in this session$/,
 		'STOP_BACKUP by a worker, with the identifier');
 	is_error($coordinator, 'START_BACKUP', '55000',
 		qr/^a backup is already in progress in this session$/, 'a second START_BACKUP');

@@ -249,7 +249,8 @@ sub while_running
 	$action->($handle);
 	$handle->finish;
 	note("$name: $err");
-	return ($handle->full_result(0), $err);
+	my $status = $handle->full_result(0);
+	return ($status & 127 ? "signal $status" : $status >> 8, $err);
 }
 
 sub is_gone
