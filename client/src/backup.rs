@@ -476,9 +476,9 @@ impl Backup<'_> {
                         match work.run(&mut session) {
                             Ok(()) => Some(session),
                             Err(error) if error.kind() == Kind::Connection => {
-                                report::warning(format_args!(
-                                    "lost a connection that was fetching files: {error}"
-                                ));
+                                report::warning(
+                                    "lost a connection; the others fetch what it had not finished",
+                                );
                                 None
                             }
                             Err(error) => {
@@ -491,6 +491,8 @@ impl Backup<'_> {
                 .collect();
             if let Err(error) = work.run(coordinator) {
                 // With the coordinator the backup itself is gone.
+                let lost = error.kind() == Kind::Connection;
+                let error = if lost { error.context("lost the coordinating connection") } else { error };
                 self.abort.fail(error.fatal());
             }
             threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect::<Vec<_>>()
@@ -739,7 +741,9 @@ fn explain_limits(error: Error, jobs: usize, streaming: bool) -> Error {
 
 /// What may be missing on a server that refuses START_BACKUP.
 fn explain_start(error: Error) -> Error {
-    let error = if error.is_server(SqlState::SYNTAX_ERROR) {
+    // A walsender without a database takes what it cannot parse for SQL, and refuses that.
+    let unknown = [SqlState::SYNTAX_ERROR, SqlState::FEATURE_NOT_SUPPORTED];
+    let error = if unknown.iter().any(|state| error.is_server(*state)) {
         error.with_hint(
             "The server does not know the parallel backup commands: it must be built with the patch of \
              pg_parallel_backup, and load that library by shared_preload_libraries.",

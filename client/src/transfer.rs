@@ -17,6 +17,7 @@ use crate::pq::Status;
 use crate::progress::Counters;
 use crate::queue::{FileNumber, Queue, Take};
 use crate::receive::{Received, Receiver, Sink};
+use crate::report;
 use crate::target::Target;
 use crate::wal;
 
@@ -78,17 +79,25 @@ impl Work<'_> {
             Kind::Connection => {}
             Kind::Server(_) if !hopeless => {}
             // Not ours to try again.
+            Kind::Server(_) => return Err(error.context("could not fetch files").fatal()),
             _ => return Err(error.fatal()),
         }
         // The file whose turn it was is to blame; those behind it were not even looked at.
         let mut left = files[receiver.position()..].iter();
         let mut verdict = Ok(());
         if let Some(file) = left.next() {
-            verdict = self.queue.failed(*file, &error);
+            verdict = self.failed(*file, &error);
         }
         left.for_each(|file| self.queue.give_back(*file));
         verdict?;
         if error.kind() == Kind::Connection { Err(error) } else { Ok(()) }
+    }
+
+    fn failed(&self, file: FileNumber, error: &Error) -> Result<()> {
+        self.queue.failed(file, error)?;
+        let path = self.queue.path(file);
+        report::warning(format_args!("could not fetch file \"{path}\", will try again: {error}"));
+        Ok(())
     }
 
     fn receive(
@@ -190,7 +199,7 @@ impl Sink for Writer<'_> {
 
     fn damaged(&mut self, file: usize, error: Error) -> Result<()> {
         self.forget();
-        self.work.queue.failed(self.files[file], &error)
+        self.work.failed(self.files[file], &error)
     }
 }
 
