@@ -1,0 +1,312 @@
+//! Which files a backup has: the exclusions of basebackup.c, in one place for the walk and for
+//! the check of a path that a client asks for, so that the two cannot differ.
+
+use crate::cluster::relation::{RelationFile, is_temporary};
+use crate::cluster::{Layout, Tablespace};
+use protocol::BackupPath;
+
+/// Where the links to tablespaces stand.
+pub const TABLESPACE_DIR: &[u8] = b"pg_tblspc";
+/// Where WAL is.
+pub const WAL_DIR: &[u8] = b"pg_wal";
+
+/// Prefix of temporary files and directories (PG_TEMP_FILE_PREFIX).
+const TEMP_FILE_PREFIX: &[u8] = b"pgsql_tmp";
+
+/// Directories, at any depth, whose contents the server removes or makes anew when it starts;
+/// they are kept, empty, for their permissions. Twin of `excludeDirContents` in basebackup.c.
+const EMPTIED_DIRECTORIES: [&[u8]; 7] = [
+    // Temporary statistics; extensions keep data there too.
+    b"pg_stat_tmp",
+    // Slots of the original are of no use to the copy, and would hold back its WAL.
+    b"pg_replslot",
+    // Emptied by dsm_cleanup_for_mmap.
+    b"pg_dynshmem",
+    // Emptied by AsyncShmemInit.
+    b"pg_notify",
+    // Loaded for debugging at most, see SerialInit.
+    b"pg_serial",
+    // Emptied by DeleteAllExportedSnapshotFiles.
+    b"pg_snapshots",
+    // Zeroed by StartupSUBTRANS.
+    b"pg_subtrans",
+];
+
+/// Files left out at any depth. Twin of `excludeFiles` in basebackup.c.
+const EXCLUDED_FILES: [&[u8]; 7] = [
+    // A half-written ALTER SYSTEM.
+    b"postgresql.auto.conf.tmp",
+    // A half-written current_logfiles.
+    b"current_logfiles.tmp",
+    // These are the client's to write, from START_BACKUP's results.
+    b"backup_label",
+    b"tablespace_map",
+    // That of the backup which this server was started from.
+    b"backup_manifest",
+    // The running server's own.
+    b"postmaster.pid",
+    b"postmaster.opts",
+];
+
+/// The relation cache is rebuilt at start; its temporary files have a suffix
+/// (RELCACHE_INIT_FILENAME).
+const RELCACHE_INIT_PREFIX: &[u8] = b"pg_internal.init";
+
+/// Left behind by a file manager, never by a server.
+const MACOS_FILE: &[u8] = b".DS_Store";
+
+/// STOP_BACKUP returns it, so that it is the last by construction.
+const CONTROL_FILE: &[u8] = b"global/pg_control";
+
+/// What a name in a directory is to a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// Not part of it.
+    Excluded,
+    /// Part of it, and so is what it contains.
+    Included,
+    /// A directory that is part of it, without what it contains.
+    Emptied,
+    /// pg_wal: as [`Verdict::Emptied`], but for the directories that BASE_BACKUP puts there.
+    Wal,
+    /// The entry of a tablespace: what is in its version directory is part of it.
+    Tablespace(&'a Tablespace),
+}
+
+/// A directory that holds relations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelationDir {
+    /// The database's OID, 0 for `global`.
+    pub database: u32,
+}
+
+impl RelationDir {
+    /// Reads a directory's path relative to the data directory, by the rule of `sendDir`
+    /// (basebackup.c), which compares prefixes: a directory of digits directly under the data
+    /// directory counts too.
+    pub fn of(layout: &Layout, directory: &[u8]) -> Option<Self> {
+        if directory == b"global" {
+            return Some(Self { database: 0 });
+        }
+        let (parent, name) = split(directory);
+        if directory.is_empty() || !name.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        let under_base = b"base".starts_with(parent);
+        let under_tablespace =
+            !layout.version_directory.is_empty() && parent.ends_with(&layout.version_directory);
+        (under_base || under_tablespace).then(|| Self { database: wrapping_number(name) })
+    }
+}
+
+/// What the entry `name` of `directory` is to a backup, by names alone. `directory` is relative
+/// to the data directory and empty for it, a tablespace's files stand under `pg_tblspc/<oid>`.
+///
+/// Left to the caller: what kind of file it is, and whether the relation is unlogged.
+pub fn verdict<'a>(layout: &'a Layout, directory: &[u8], name: &[u8]) -> Verdict<'a> {
+    if name.starts_with(TEMP_FILE_PREFIX)
+        || name == MACOS_FILE
+        || EXCLUDED_FILES.contains(&name)
+        || name.starts_with(RELCACHE_INIT_PREFIX)
+    {
+        return Verdict::Excluded;
+    }
+    // In `global`, which has no database, BASE_BACKUP does not look for temporary relations.
+    if RelationDir::of(layout, directory).is_some_and(|dir| dir.database != 0) && is_temporary(name) {
+        return Verdict::Excluded;
+    }
+    let path = join(directory, name);
+    if path == CONTROL_FILE {
+        return Verdict::Excluded;
+    }
+    if EMPTIED_DIRECTORIES.contains(&name) {
+        return Verdict::Emptied;
+    }
+    if path == WAL_DIR {
+        return Verdict::Wal;
+    }
+    if directory == TABLESPACE_DIR {
+        if let Some(space) = layout.tablespace(name) {
+            return Verdict::Tablespace(space);
+        }
+        // Made since the backup started: WAL replay makes it in the copy too.
+        if name.iter().all(u8::is_ascii_digit) {
+            return Verdict::Excluded;
+        }
+    }
+    // Of a tablespace, only what belongs to this server's version.
+    if is_tablespace_entry(layout, directory) && name != layout.version_directory {
+        return Verdict::Excluded;
+    }
+    // A tablespace inside the data directory is sent as a tablespace, not a second time here.
+    if layout.tablespaces.iter().any(|space| space.relative.as_ref().is_some_and(|r| *r == path)) {
+        return Verdict::Emptied;
+    }
+    Verdict::Included
+}
+
+/// A path that a client asks for, found to be one that SEND_FILE_LIST could have listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// The tablespace that it is in, and how many components lead to that.
+    pub tablespace: Option<&'a Tablespace>,
+    /// The relation that it belongs to, and the database of that.
+    pub relation: Option<(RelationFile, RelationDir)>,
+}
+
+/// Checks a path component by component. `None` where no list could have had it; whether it is
+/// there, and a regular file, is seen when it is opened.
+pub fn member<'a>(layout: &'a Layout, path: &BackupPath) -> Option<Member<'a>> {
+    let mut tablespace = None;
+    let mut directory = Vec::new();
+    let mut components = path.components().peekable();
+    while let Some(name) = components.next() {
+        let last = components.peek().is_none();
+        match verdict(layout, &directory, name) {
+            Verdict::Excluded => return None,
+            Verdict::Included => {}
+            Verdict::Tablespace(space) => tablespace = Some(space),
+            // The directory itself may be asked for, and is then refused as a directory.
+            Verdict::Emptied | Verdict::Wal if last => {}
+            Verdict::Emptied | Verdict::Wal => return None,
+        }
+        if last {
+            let relation =
+                RelationDir::of(layout, &directory).and_then(|dir| Some((RelationFile::parse(name)?, dir)));
+            return Some(Member { tablespace, relation });
+        }
+        directory = join(&directory, name);
+    }
+    None
+}
+
+/// `directory/name`, or `name` alone in the data directory itself.
+pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+}
+
+fn is_tablespace_entry(layout: &Layout, directory: &[u8]) -> bool {
+    let (parent, name) = split(directory);
+    parent == TABLESPACE_DIR && layout.tablespace(name).is_some()
+}
+
+/// The directory that a path is in, empty for the data directory, and its last component.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memrchr(b'/', path) {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// `atooid`: what does not fit wraps, as it does in the server.
+fn wrapping_number(digits: &[u8]) -> u32 {
+    digits.iter().fold(0u32, |value, digit| value.wrapping_mul(10).wrapping_add(u32::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::relation::Fork;
+
+    fn layout() -> Layout {
+        let space = |oid, location: &[u8], relative: Option<&[u8]>| Tablespace {
+            oid,
+            location: location.to_vec(),
+            relative: relative.map(<[u8]>::to_vec),
+        };
+        Layout {
+            tablespaces: vec![
+                space(16384, b"/srv/space", None),
+                space(16385, b"/data/inside", Some(b"inside")),
+                space(16386, b"pg_tblspc/16386", Some(b"pg_tblspc/16386")),
+            ],
+            version_directory: b"PG_18_202506291".to_vec(),
+        }
+    }
+
+    fn check(path: &str) -> Option<Option<(u32, Fork, u32)>> {
+        let path = BackupPath::from_bytes(path).unwrap();
+        member(&layout(), &path)
+            .map(|member| member.relation.map(|(file, dir)| (file.number, file.fork, dir.database)))
+    }
+
+    #[test]
+    fn members_of_a_backup() {
+        for (path, relation) in [
+            ("PG_VERSION", None),
+            ("base/5/PG_VERSION", None),
+            ("base/5/16384", Some((16384, Fork::Main, 5))),
+            ("base/5/16384_fsm.1", Some((16384, Fork::FreeSpaceMap, 5))),
+            ("global/1262", Some((1262, Fork::Main, 0))),
+            ("global/pg_filenode.map", None),
+            // What looks like a temporary relation is one only in a database's directory.
+            ("global/t3_16384", None),
+            ("t3_16384", None),
+            ("pg_tblspc/16384/PG_18_202506291/5/16390", Some((16390, Fork::Main, 5))),
+            ("pg_tblspc/16386/PG_18_202506291/5/16390", Some((16390, Fork::Main, 5))),
+            ("pg_xact/0000", None),
+            ("standby.signal", None),
+            ("a file with spaces", None),
+            ("pg_control", None),
+            // Directories pass: they are refused when they are opened.
+            ("pg_wal", None),
+            ("pg_replslot", None),
+            ("pg_tblspc/16384", None),
+        ] {
+            assert_eq!(check(path), Some(relation), "{path}");
+        }
+    }
+
+    #[test]
+    fn not_members_of_a_backup() {
+        for path in [
+            "global/pg_control",
+            "pg_wal/000000010000000000000001",
+            "pg_wal/archive_status/x",
+            "pg_replslot/slot/state",
+            "pg_stat_tmp/x",
+            "pg_dynshmem/x",
+            "pg_notify/0000",
+            "pg_serial/0000",
+            "pg_snapshots/x",
+            "pg_subtrans/0000",
+            "base/5/pg_stat_tmp/x",
+            "postmaster.pid",
+            "postmaster.opts",
+            "backup_label",
+            "tablespace_map",
+            "backup_manifest",
+            "base/5/backup_manifest",
+            "postgresql.auto.conf.tmp",
+            "current_logfiles.tmp",
+            "global/pg_internal.init",
+            "base/5/pg_internal.init.123",
+            "base/pgsql_tmp/pgsql_tmp1.0",
+            "base/5/t3_16384",
+            "base/5/t3_16384_fsm.1",
+            ".DS_Store",
+            "pg_tblspc/99999/PG_18_202506291/5/1",
+            "pg_tblspc/16384/PG_17_202406281/5/1",
+            "pg_tblspc/16384/PG_18_202506291/pgsql_tmp/x",
+            "pg_tblspc/16384/PG_18_202506291/5/t3_1",
+            "pg_tblspc/16384/file",
+            "inside/PG_18_202506291/5/1",
+        ] {
+            assert_eq!(check(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn directories_of_relations() {
+        let of = |directory: &str| RelationDir::of(&layout(), directory.as_bytes()).map(|dir| dir.database);
+        assert_eq!(of("base/5"), Some(5));
+        assert_eq!(of("global"), Some(0));
+        assert_eq!(of("pg_tblspc/16384/PG_18_202506291/16401"), Some(16401));
+        assert_eq!(of("5432"), Some(5432), "sendDir compares a prefix of ./base");
+        assert_eq!(of(""), None);
+        assert_eq!(of("base"), None);
+        assert_eq!(of("base/x5"), None);
+        assert_eq!(of("pg_tblspc/16384"), None);
+        assert_eq!(of("pg_multixact/123"), None);
+    }
+}

@@ -1,0 +1,109 @@
+//! What a data directory is: which files a backup has, how to walk and to open them, what their
+//! pages look like. Names no PostgreSQL function, so that it is tested without a server.
+
+pub mod contents;
+pub mod open;
+pub mod page;
+pub mod relation;
+pub mod wal;
+pub mod walk;
+
+use bytes::{Buf, BufMut};
+
+/// A tablespace as START_BACKUP found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its OID, also the name of its entry in pg_tblspc.
+    pub oid: u32,
+    /// The target of the link in pg_tblspc, or `pg_tblspc/<oid>` where it is a directory there
+    /// (allow_in_place_tablespaces).
+    pub location: Vec<u8>,
+    /// Where it lies in the data directory, if it does: relative to it.
+    pub relative: Option<Vec<u8>>,
+}
+
+impl Tablespace {
+    /// Whether its entry in pg_tblspc is a directory and no link.
+    pub fn in_place(&self) -> bool {
+        self.location == self.entry()
+    }
+
+    /// `pg_tblspc/<oid>`.
+    pub fn entry(&self) -> Vec<u8> {
+        [contents::TABLESPACE_DIR, b"/", self.oid.to_string().as_bytes()].concat()
+    }
+}
+
+/// What of a cluster decides which files its backup has: fixed when the backup starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layout {
+    /// The tablespaces; one made later is not part of the backup.
+    pub tablespaces: Vec<Tablespace>,
+    /// The directory in each tablespace that belongs to this server
+    /// (TABLESPACE_VERSION_DIRECTORY).
+    pub version_directory: Vec<u8>,
+}
+
+impl Layout {
+    /// The layout as bytes, for another process of the same server.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_bytes(&mut out, &self.version_directory);
+        for space in &self.tablespaces {
+            out.put_u32(space.oid);
+            put_bytes(&mut out, &space.location);
+            // A relative location is never empty.
+            put_bytes(&mut out, space.relative.as_deref().unwrap_or_default());
+        }
+        out
+    }
+
+    /// The reverse of [`Layout::encode`]; `None` where the bytes are not from there.
+    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let version_directory = take_bytes(&mut bytes)?;
+        let mut tablespaces = Vec::new();
+        while bytes.has_remaining() {
+            let oid = bytes.try_get_u32().ok()?;
+            let location = take_bytes(&mut bytes)?;
+            let relative = Some(take_bytes(&mut bytes)?).filter(|path| !path.is_empty());
+            tablespaces.push(Tablespace { oid, location, relative });
+        }
+        Some(Self { tablespaces, version_directory })
+    }
+
+    /// The tablespace with the entry `name` in pg_tblspc.
+    pub fn tablespace(&self, name: &[u8]) -> Option<&Tablespace> {
+        self.tablespaces.iter().find(|space| space.oid.to_string().as_bytes() == name)
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.put_u32(u32::try_from(bytes.len()).unwrap_or(0));
+    out.put_slice(bytes);
+}
+
+fn take_bytes(bytes: &mut &[u8]) -> Option<Vec<u8>> {
+    let length = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
+    let (taken, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(taken.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_survives_the_way_to_another_process() {
+        let layout = Layout {
+            tablespaces: vec![
+                Tablespace { oid: 16384, location: b"/srv/\xff space".to_vec(), relative: None },
+                Tablespace { oid: 16385, location: b"/data/x".to_vec(), relative: Some(b"x".to_vec()) },
+            ],
+            version_directory: b"PG_18_1".to_vec(),
+        };
+        let bytes = layout.encode();
+        assert_eq!(Layout::decode(&bytes), Some(layout));
+        assert_eq!(Layout::decode(&bytes[..bytes.len() - 1]), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! Opens a file of a backup, and nothing else: component by component, no symbolic link followed
+//! but those of the tablespaces and of pg_wal, and no waiting on what is no regular file.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use protocol::BackupPath;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use crate::cluster::Tablespace;
+use crate::cluster::contents::{Member, WAL_DIR};
+use crate::cluster::relation::Fork;
+use crate::error::{Error, Result};
+
+/// How every descriptor here is opened.
+const COMMON: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+
+/// A regular file, opened, with fstat's answer; or it is not there, or no longer part of a backup.
+#[derive(Debug)]
+pub enum Opened {
+    /// The file.
+    File(File, Metadata),
+    /// It has gone, or its relation has become unlogged.
+    Vanished,
+}
+
+/// Opens a member of a backup. `root` is the data directory.
+pub fn open_member(root: &Path, path: &BackupPath, member: &Member<'_>) -> Result<Opened> {
+    let mut directory = match open_directory(CWD, root.as_os_str().as_bytes(), OFlags::empty()) {
+        Ok(directory) => directory,
+        Err(errno) => return Err(Error::io("open directory", root.as_os_str().as_bytes(), errno.into())),
+    };
+    let mut components = path.components().enumerate().peekable();
+    while let Some((depth, name)) = components.next() {
+        if components.peek().is_none() {
+            if let Some((file, _)) = member.relation.filter(|(file, _)| file.fork != Fork::Init) {
+                let init_fork = file.init_fork_name();
+                if statat(&directory, OsStr::from_bytes(&init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                    return Ok(Opened::Vanished);
+                }
+            }
+            return open_file(&directory, name, path.as_bytes());
+        }
+        // The second component is the tablespace's entry in pg_tblspc.
+        let next = match member.tablespace.filter(|space| depth == 1 && !space.in_place()) {
+            Some(space) => match follow_tablespace(root, &directory, name, space) {
+                Ok(Some(next)) => Ok(next),
+                Ok(None) => return Ok(Opened::Vanished),
+                Err(errno) => Err(errno),
+            },
+            None => open_directory(&directory, name, OFlags::NOFOLLOW),
+        };
+        directory = match next {
+            Ok(next) => next,
+            Err(Errno::NOENT) => return Ok(Opened::Vanished),
+            // A link, or no directory: a list would not have gone into it.
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                return Err(Error::NotInBackup { path: path.as_bytes().to_vec() });
+            }
+            Err(errno) => return Err(Error::io("open directory", path.as_bytes(), errno.into())),
+        };
+    }
+    // A path has at least one component.
+    Err(Error::NotInBackup { path: path.as_bytes().to_vec() })
+}
+
+/// Opens a file of pg_wal, which may itself be a link. `name` has been checked to be a WAL file's.
+pub fn open_wal_file(root: &Path, name: &[u8], path: &[u8]) -> Result<Opened> {
+    let directory =
+        open_directory(CWD, root.join(OsStr::from_bytes(WAL_DIR)).as_os_str().as_bytes(), OFlags::empty())
+            .map_err(|errno| Error::io("open directory", WAL_DIR, errno.into()))?;
+    open_file(&directory, name, path)
+}
+
+fn open_file(directory: &OwnedFd, name: &[u8], path: &[u8]) -> Result<Opened> {
+    // A FIFO without a writer would block; regular files do not mind the flag.
+    let flags = COMMON | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match openat(directory, OsStr::from_bytes(name), flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(Opened::Vanished),
+        // A link, a socket, a device without driver.
+        Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => {
+            return Err(Error::NotRegular { path: path.to_vec() });
+        }
+        Err(errno) => return Err(Error::io("open file", path, errno.into())),
+    };
+    let metadata = file.metadata().map_err(|error| Error::io("stat file", path, error))?;
+    if metadata.is_file() {
+        Ok(Opened::File(file, metadata))
+    } else {
+        Err(Error::NotRegular { path: path.to_vec() })
+    }
+}
+
+fn open_directory(
+    directory: impl std::os::fd::AsFd,
+    name: &[u8],
+    flags: OFlags,
+) -> rustix::io::Result<OwnedFd> {
+    openat(directory, OsStr::from_bytes(name), COMMON | OFlags::DIRECTORY | flags, Mode::empty())
+}
+
+/// Follows a tablespace's link, if it still leads where it did when the backup started.
+fn follow_tablespace(
+    root: &Path,
+    directory: &OwnedFd,
+    name: &[u8],
+    space: &Tablespace,
+) -> rustix::io::Result<Option<OwnedFd>> {
+    let target = readlinkat(directory, OsStr::from_bytes(name), Vec::new())?;
+    if target.as_bytes() != space.location {
+        return Ok(None);
+    }
+    let location = root.join(OsStr::from_bytes(&space.location));
+    open_directory(CWD, location.as_os_str().as_bytes(), OFlags::empty()).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Layout;
+    use crate::cluster::contents::member;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn open(root: &Path, layout: &Layout, path: &str) -> Result<Opened> {
+        let path = BackupPath::from_bytes(path).unwrap();
+        let member = member(layout, &path).expect("path should pass the check of names");
+        open_member(root, &path, &member)
+    }
+
+    #[test]
+    fn only_regular_files_and_no_links() {
+        let root = std::env::temp_dir().join(format!("pg_parallel_backup_open_{}", std::process::id()));
+        let outside = root.join("outside");
+        let data = root.join("data");
+        fs::create_dir_all(data.join("base/5")).unwrap();
+        fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        fs::create_dir_all(outside.join("PG_18_1/5")).unwrap();
+        fs::write(data.join("base/5/1"), b"one").unwrap();
+        fs::write(data.join("base/5/2"), b"two").unwrap();
+        fs::write(data.join("base/5/2_init"), b"").unwrap();
+        fs::write(outside.join("PG_18_1/5/3"), b"three").unwrap();
+        symlink(&outside, data.join("pg_tblspc/16384")).unwrap();
+        symlink(&outside, data.join("pg_tblspc/16385")).unwrap();
+        symlink("/etc", data.join("etc")).unwrap();
+        symlink("/etc/passwd", data.join("passwd")).unwrap();
+        rustix::fs::mknodat(CWD, data.join("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let space = |oid, location: &Path| Tablespace {
+            oid,
+            location: location.as_os_str().as_bytes().to_vec(),
+            relative: None,
+        };
+        let layout = Layout {
+            tablespaces: vec![space(16384, &outside), space(16385, Path::new("/another"))],
+            version_directory: b"PG_18_1".to_vec(),
+        };
+        let result = std::panic::catch_unwind(|| {
+            let is_file = |path| matches!(open(&data, &layout, path), Ok(Opened::File(_, m)) if m.len() > 0);
+            let vanished = |path| matches!(open(&data, &layout, path), Ok(Opened::Vanished));
+            let code = |path| open(&data, &layout, path).unwrap_err().sqlstate().to_string();
+            assert!(is_file("base/5/1"));
+            assert!(is_file("pg_tblspc/16384/PG_18_1/5/3"));
+            assert!(vanished("base/5/9"));
+            assert!(vanished("base/6/1"));
+            assert!(vanished("base/5/2"), "its relation is unlogged");
+            assert!(vanished("pg_tblspc/16385/PG_18_1/5/3"), "the link was changed");
+            assert_eq!(code("etc/passwd"), "42501");
+            assert_eq!(code("passwd"), "42809");
+            assert_eq!(code("base/5"), "42809");
+            assert_eq!(code("fifo"), "42809");
+            assert_eq!(code("pg_tblspc/16384"), "42809");
+            assert_eq!(code("base/5/1/x"), "42501");
+        });
+        fs::remove_dir_all(&root).unwrap();
+        result.unwrap();
+    }
+}

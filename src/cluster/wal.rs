@@ -1,0 +1,182 @@
+//! Names of WAL files: which of pg_wal belongs to a stopped backup.
+
+use std::ops::RangeInclusive;
+
+use protocol::Lsn;
+
+/// A WAL segment's name: 24 upper-case hex digits, timeline, then the segment number in two
+/// halves whose split depends on the segment size (xlog_internal.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// The timeline.
+    pub timeline: u32,
+    /// The segment's number on any timeline.
+    pub number: u64,
+}
+
+/// What of pg_wal a stopped backup needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalRange {
+    /// Where the backup starts.
+    pub start: Lsn,
+    /// The LSN up to which WAL must be replayed.
+    pub stop: Lsn,
+    /// The timeline on which it starts.
+    pub start_timeline: u32,
+    /// The timeline on which it stops.
+    pub stop_timeline: u32,
+    /// Bytes in a segment.
+    pub segment_size: u64,
+}
+
+/// A file of pg_wal that belongs to a stopped backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalFile {
+    /// A segment.
+    Segment(Segment),
+    /// A timeline history file.
+    History,
+}
+
+impl WalRange {
+    /// The numbers of the segments that hold the range.
+    pub fn segments(&self) -> RangeInclusive<u64> {
+        // The stop LSN is exclusive: at a segment's very beginning, the one before is the last.
+        self.start.0 / self.segment_size..=(self.stop.0.saturating_sub(1)) / self.segment_size
+    }
+
+    /// Whether a name in pg_wal belongs to the backup: segments of the range whatever their
+    /// timeline, and every history file, as BASE_BACKUP's WAL option sends.
+    pub fn file(&self, name: &[u8]) -> Option<WalFile> {
+        if is_history(name) {
+            return Some(WalFile::History);
+        }
+        let segment = Segment::parse(name, self.segment_size)?;
+        self.segments().contains(&segment.number).then_some(WalFile::Segment(segment))
+    }
+
+    /// The list that STOP_BACKUP returns, from the names in pg_wal: segments in the order of their
+    /// position, then history files. A segment that is no longer there is listed all the same, so
+    /// that whoever wants it gets the error that it was removed, and not a backup with a gap.
+    pub fn list(&self, names: impl Iterator<Item = Vec<u8>>) -> Vec<String> {
+        let mut segments = Vec::new();
+        let mut histories = Vec::new();
+        for name in names {
+            match self.file(&name) {
+                Some(WalFile::Segment(segment)) => segments.push(segment),
+                Some(WalFile::History) => histories.push(String::from_utf8_lossy(&name).into_owned()),
+                None => {}
+            }
+        }
+        for number in self.segments() {
+            if !segments.iter().any(|segment| segment.number == number) {
+                let timeline =
+                    if number == *self.segments().start() { self.start_timeline } else { self.stop_timeline };
+                segments.push(Segment { timeline, number });
+            }
+        }
+        segments.sort_by_key(|segment| (segment.number, segment.timeline));
+        histories.sort();
+        segments.iter().map(|segment| segment.name(self.segment_size)).chain(histories).collect()
+    }
+}
+
+impl Segment {
+    /// Reads a segment's name.
+    pub fn parse(name: &[u8], segment_size: u64) -> Option<Self> {
+        if name.len() != 24 || !name.iter().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b)) {
+            return None;
+        }
+        let part = |at: usize| {
+            std::str::from_utf8(&name[at..at + 8]).ok().and_then(|hex| u32::from_str_radix(hex, 16).ok())
+        };
+        let per_id = segments_per_id(segment_size);
+        Some(Self { timeline: part(0)?, number: u64::from(part(8)?) * per_id + u64::from(part(16)?) })
+    }
+
+    /// The segment's file name.
+    pub fn name(&self, segment_size: u64) -> String {
+        let per_id = segments_per_id(segment_size);
+        format!("{:08X}{:08X}{:08X}", self.timeline, self.number / per_id, self.number % per_id)
+    }
+}
+
+fn segments_per_id(segment_size: u64) -> u64 {
+    0x1_0000_0000 / segment_size
+}
+
+/// `<timeline>.history`.
+fn is_history(name: &[u8]) -> bool {
+    name.strip_suffix(b".history").is_some_and(|timeline| {
+        timeline.len() == 8 && timeline.iter().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 16 << 20;
+
+    fn range(start: u64, stop: u64) -> WalRange {
+        WalRange {
+            start: Lsn(start),
+            stop: Lsn(stop),
+            start_timeline: 1,
+            stop_timeline: 2,
+            segment_size: SIZE,
+        }
+    }
+
+    #[test]
+    fn names_lead_back() {
+        let segment = Segment::parse(b"0000000100000001000000FF", SIZE).unwrap();
+        assert_eq!(segment, Segment { timeline: 1, number: 0x1FF });
+        assert_eq!(segment.name(SIZE), "0000000100000001000000FF");
+        for name in [
+            &b"0000000100000001000000ff"[..],
+            b"00000001000000010000000",
+            b"000000010000000100000001.partial",
+        ] {
+            assert_eq!(Segment::parse(name, SIZE), None);
+        }
+    }
+
+    #[test]
+    fn the_stop_lsn_is_exclusive() {
+        assert_eq!(range(SIZE + 40, 2 * SIZE).segments(), 1..=1);
+        assert_eq!(range(SIZE + 40, 2 * SIZE + 1).segments(), 1..=2);
+    }
+
+    #[test]
+    fn what_a_stopped_backup_needs() {
+        let range = range(2 * SIZE + 40, 4 * SIZE + 100);
+        assert!(matches!(range.file(b"000000010000000000000002"), Some(WalFile::Segment(_))));
+        assert!(matches!(range.file(b"000000070000000000000004"), Some(WalFile::Segment(_))));
+        assert_eq!(range.file(b"00000002.history"), Some(WalFile::History));
+        for name in [
+            &b"000000010000000000000001"[..],
+            b"000000010000000000000005",
+            b"archive_status",
+            b"2.history",
+            b"000000010000000000000002.00000028.backup",
+        ] {
+            assert_eq!(range.file(name), None, "{}", String::from_utf8_lossy(name));
+        }
+    }
+
+    #[test]
+    fn a_missing_segment_is_listed_too() {
+        let names = ["00000002.history", "000000020000000000000004", "000000010000000000000002", "x"];
+        let list = range(2 * SIZE + 40, 4 * SIZE + 100).list(names.into_iter().map(|n| n.into()));
+        assert_eq!(
+            list,
+            [
+                "000000010000000000000002",
+                "000000020000000000000003",
+                "000000020000000000000004",
+                "00000002.history"
+            ]
+        );
+    }
+}

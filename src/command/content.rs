@@ -1,0 +1,227 @@
+//! SEND_FILES_CONTENT.
+
+use std::cell::Cell;
+use std::fs::{File, Metadata};
+use std::path::Path;
+
+use protocol::command::{FileRequest, Range, SendFilesContent};
+use protocol::frame::Compression;
+use protocol::{BackupPath, CommandKind, DigestAlgorithm};
+
+use crate::backup::handle::Handle;
+use crate::cluster::contents::{Member, WAL_DIR, member};
+use crate::cluster::open::{Opened, open_member, open_wal_file};
+use crate::cluster::page::{BLOCK_SIZE, SEGMENT_BLOCKS};
+use crate::cluster::wal::{WalFile, WalRange};
+use crate::error::{Error, Result};
+use crate::pg::progress::{self, Phase};
+use crate::pg::wire::{put_message, tag};
+use crate::pg::{checksum_stats, server, wal, walsender};
+use crate::stream::content::{Content, Pace, PageCheck, Sender};
+use crate::stream::throttle;
+
+/// The data directory, a backend's working directory.
+const ROOT: &str = ".";
+
+/// Sends files, in the order asked, in one CopyOut.
+pub fn run(command: &SendFilesContent) -> Result<()> {
+    if command.compression != Compression::None {
+        return Err(Error::NotSupported("COMPRESSION"));
+    }
+    if command.compression_level.is_some() {
+        return Err(Error::NotSupported("COMPRESSION_LEVEL"));
+    }
+    let handle = Handle::open(command.backup_id, CommandKind::SendFilesContent)?;
+    walsender::set_state_backup();
+    let phase = if handle.is_stopped() { Phase::TransferWal } else { Phase::StreamFiles };
+    progress::start(phase, handle.slot.total(), handle.layout.tablespaces.len() + 1);
+    // What can be refused without looking at the disk is refused before the CopyOut begins.
+    let sources =
+        command.files.iter().map(|request| Source::find(&handle, request)).collect::<Result<Vec<_>>>()?;
+    put_message(tag::COPY_OUT, &[0, 0, 0]);
+    let verify =
+        command.verify_checksums.unwrap_or(handle.facts.verify_checksums) && server::data_checksums();
+    let mut transfer =
+        Transfer { pace: Steps::new(&handle), sender: Sender::new(), verify, digest: command.file_checksum };
+    for (source, request) in sources.into_iter().zip(&command.files) {
+        handle.poll()?;
+        match source {
+            Source::Member(member) => transfer.member(request, &member)?,
+            Source::Wal(name, range, kind) => transfer.wal(&request.path, &name, &range, kind)?,
+        }
+    }
+    put_message(tag::COPY_DONE, &[]);
+    Ok(())
+}
+
+/// What a path that a client asks for is.
+enum Source<'a> {
+    /// A file of the running backup.
+    Member(Member<'a>),
+    /// A file of pg_wal, by its name there, that the stopped backup needs.
+    Wal(Vec<u8>, WalRange, WalFile),
+}
+
+impl<'a> Source<'a> {
+    fn find(handle: &'a Handle, request: &FileRequest) -> Result<Self> {
+        let path = &request.path;
+        if handle.is_stopped() {
+            let range = wal_range(handle);
+            let mut components = path.components();
+            return match (components.next(), components.next(), components.next()) {
+                (Some(WAL_DIR), Some(name), None) => range
+                    .file(name)
+                    .map(|kind| Self::Wal(name.to_vec(), range, kind))
+                    .ok_or(Error::Stopped(handle.id)),
+                _ => Err(Error::Stopped(handle.id)),
+            };
+        }
+        let member = member(&handle.layout, path)
+            .ok_or_else(|| Error::NotInBackup { path: path.as_bytes().to_vec() })?;
+        if let Some(range) = request.range {
+            check_range(path, &member, range)?;
+        }
+        Ok(Self::Member(member))
+    }
+}
+
+/// Ranges are for relation files, which are only ever extended and cut in place; another file may
+/// be replaced between two ranges.
+fn check_range(path: &BackupPath, member: &Member<'_>, range: Range) -> Result<()> {
+    let path = || path.as_bytes().to_vec();
+    if member.relation.is_none() {
+        return Err(Error::RangeOfOther { path: path() });
+    }
+    let block_size = BLOCK_SIZE as u64;
+    let whole_blocks = |bytes: u64| bytes.is_multiple_of(block_size);
+    if whole_blocks(range.offset) && range.length.is_none_or(whole_blocks) {
+        Ok(())
+    } else {
+        Err(Error::RangeAlignment { path: path(), block_size: BLOCK_SIZE })
+    }
+}
+
+fn wal_range(handle: &Handle) -> WalRange {
+    let (stop, stop_timeline) = handle.slot.stopped_at();
+    WalRange {
+        start: handle.facts.start_lsn,
+        stop,
+        start_timeline: handle.facts.start_timeline,
+        stop_timeline,
+        segment_size: wal::segment_size(),
+    }
+}
+
+/// The sending of one command's files.
+struct Transfer<'a> {
+    pace: Steps<'a>,
+    sender: Sender,
+    verify: bool,
+    digest: DigestAlgorithm,
+}
+
+impl Transfer<'_> {
+    fn member(&mut self, request: &FileRequest, member: &Member<'_>) -> Result<()> {
+        self.pace.handle.check_not_promoted()?;
+        let (file, metadata) = match open_member(Path::new(ROOT), &request.path, member)? {
+            Opened::File(file, metadata) => (file, metadata),
+            Opened::Vanished => {
+                self.sender.vanished(request.path.as_bytes());
+                return Ok(());
+            }
+        };
+        let relation = member.relation;
+        let pages = relation.filter(|_| self.verify).map(|(relation, _)| PageCheck {
+            start_lsn: self.pace.handle.facts.start_lsn,
+            first_block: relation.segment.wrapping_mul(SEGMENT_BLOCKS),
+        });
+        let (offset, length) = clamp(request.range, metadata.len());
+        let failures = self.send(&request.path, &file, &metadata, (offset, length), pages, || Ok(()))?;
+        if let Some((_, directory)) = relation.filter(|_| failures > 0) {
+            checksum_stats::report(directory.database, failures);
+        }
+        Ok(())
+    }
+
+    /// A segment may be removed or recycled while it is read: checked after each read, before its
+    /// bytes go out.
+    fn wal(&mut self, path: &BackupPath, name: &[u8], range: &WalRange, kind: WalFile) -> Result<()> {
+        let text = || String::from_utf8_lossy(name).into_owned();
+        let check = || {
+            if let WalFile::Segment(segment) = kind {
+                wal::check_not_removed(segment.number, segment.timeline);
+            }
+            Ok(())
+        };
+        check()?;
+        let (file, metadata) = match open_wal_file(Path::new(ROOT), name, path.as_bytes())? {
+            Opened::File(file, metadata) => (file, metadata),
+            Opened::Vanished => return Err(Error::WalRemoved { segment: text() }),
+        };
+        check()?;
+        if matches!(kind, WalFile::Segment(_)) && metadata.len() != range.segment_size {
+            return Err(Error::WalSize { segment: text() });
+        }
+        self.send(path, &file, &metadata, (0, metadata.len()), None, check)?;
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        path: &BackupPath,
+        file: &File,
+        metadata: &Metadata,
+        (offset, length): (u64, u64),
+        pages: Option<PageCheck>,
+        before_chunk: impl Fn() -> Result<()>,
+    ) -> Result<u32> {
+        let content =
+            Content { path: path.as_bytes(), file, metadata, offset, length, pages, digest: self.digest };
+        let sent = self.sender.send(&content, &self.pace, before_chunk)?;
+        self.pace.handle.slot.count_file(sent.bytes, sent.checksum_failures);
+        Ok(sent.checksum_failures)
+    }
+}
+
+/// The part of a file that a request means: all of it, or a range cut to the file.
+fn clamp(range: Option<Range>, size: u64) -> (u64, u64) {
+    match range {
+        None => (0, size),
+        Some(range) => {
+            let left = size.saturating_sub(range.offset);
+            (range.offset, range.length.map_or(left, |length| length.min(left)))
+        }
+    }
+}
+
+/// Paces a command's files, and counts what has gone out.
+struct Steps<'a> {
+    handle: &'a Handle,
+    streamed: Cell<u64>,
+}
+
+impl<'a> Steps<'a> {
+    fn new(handle: &'a Handle) -> Self {
+        Self { handle, streamed: Cell::new(0) }
+    }
+}
+
+impl Pace for Steps<'_> {
+    fn poll(&self) -> Result<()> {
+        self.handle.poll()
+    }
+
+    fn throttle(&self, bytes: u64) -> Result<()> {
+        self.handle.throttle(bytes)
+    }
+
+    fn chunk(&self, most: usize) -> usize {
+        self.handle.facts.max_rate.map_or(most, |rate| throttle::chunk(rate, BLOCK_SIZE, most))
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.streamed.set(self.streamed.get() + bytes);
+        progress::set_streamed(self.streamed.get());
+        self.handle.slot.count_sent(bytes);
+    }
+}

@@ -1,0 +1,85 @@
+//! SEND_FILE_LIST.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use protocol::command::SendFileList;
+use protocol::path::encode;
+use protocol::{CommandKind, reply};
+
+use crate::backup::handle::Handle;
+use crate::cluster::Layout;
+use crate::cluster::walk::{Entry, Visitor, Walk};
+use crate::error::{Error, Result};
+use crate::pg::{backup, interrupt, report, server, walsender};
+use crate::stream::rows::ResultSet;
+
+/// Lists the files of a running backup, or of the cluster as it is for an estimate.
+pub fn run(command: &SendFileList) -> Result<()> {
+    if command.estimate {
+        let layout = Rc::new(Layout {
+            tablespaces: backup::current_tablespaces(),
+            version_directory: server::version_directory(),
+        });
+        return list(&layout, None);
+    }
+    let handle = Handle::open(command.backup_id, CommandKind::SendFileList)?;
+    if handle.is_stopped() {
+        return Err(Error::Stopped(handle.id));
+    }
+    walsender::set_state_backup();
+    list(&Rc::clone(&handle.layout), Some(&handle))
+}
+
+fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
+    let walk = Walk {
+        root: Path::new("."),
+        layout,
+        directory_mode: server::directory_mode(),
+        wal_directories: server::WAL_DIRECTORIES,
+    };
+    let mut rows = Rows { set: ResultSet::begin(reply::FILE_LIST), handle };
+    walk.run(&mut rows)?;
+    rows.set.end();
+    Ok(())
+}
+
+/// Sends each entry as a row.
+struct Rows<'a> {
+    set: ResultSet,
+    handle: Option<&'a Handle>,
+}
+
+impl Visitor for Rows<'_> {
+    fn poll(&mut self) -> Result<()> {
+        match self.handle {
+            Some(handle) => {
+                handle.poll()?;
+                handle.check_not_promoted()
+            }
+            None => {
+                interrupt::check();
+                Ok(())
+            }
+        }
+    }
+
+    fn entry(&mut self, entry: Entry<'_>) -> Result<()> {
+        let kind = if entry.directory { "d" } else { "f" };
+        let values = [
+            encode(entry.path),
+            kind.to_owned(),
+            entry.size.to_string(),
+            entry.mtime.to_string(),
+            entry.mode.to_string(),
+        ]
+        .map(Some);
+        self.set.row(&values);
+        Ok(())
+    }
+
+    fn special(&mut self, path: &[u8]) -> Result<()> {
+        report::warning(format!("skipping special file \"{}\"", encode(path)));
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! START_BACKUP.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use protocol::command::StartBackup;
+use protocol::{BackupId, Checkpoint, PROTOCOL_VERSION, reply};
+
+use crate::backup::registry::{self, Facts, Slot};
+use crate::backup::session::{self, Session};
+use crate::cluster::Layout;
+use crate::cluster::page::BLOCK_SIZE;
+use crate::cluster::walk::{Entry, Visitor, Walk};
+use crate::error::{Error, Result};
+use crate::pg::progress::{self, Phase};
+use crate::pg::segment::Segment;
+use crate::pg::{backup, guard, interrupt, role, server, wal, walsender};
+use crate::stream::rows::{ResultSet, send_row};
+
+/// Starts a backup that this session owns.
+pub fn run(command: &StartBackup) -> Result<()> {
+    if backup::session_in_backup() {
+        return Err(Error::BackupInProgress);
+    }
+    // A stopped backup, whose WAL nobody will ask for any more.
+    session::release();
+    let id = server::random_bytes().map(BackupId::from_bytes).ok_or(Error::NoRandom)?;
+    let slot = registry::reserve(id, server::pid(), role::current(), &command.label, interrupt::now())?;
+    guard::on_failure(
+        || start(command, slot, id),
+        || {
+            session::abort();
+            slot.release();
+        },
+    )
+}
+
+fn start(command: &StartBackup, slot: &'static Slot, id: BackupId) -> Result<()> {
+    walsender::set_state_backup();
+    progress::start(Phase::WaitCheckpoint, None, 0);
+    let started = backup::start(&backup::label(&command.label), command.checkpoint == Checkpoint::Fast);
+    let mut state = started.state;
+    let label_file = state.label_file();
+    let layout = Layout { tablespaces: started.tablespaces, version_directory: server::version_directory() };
+    let segment = Segment::publish(&layout.encode());
+    let facts = Facts {
+        start_lsn: state.start_lsn(),
+        start_timeline: state.start_timeline(),
+        in_recovery: state.started_in_recovery(),
+        verify_checksums: command.verify_checksums,
+        max_rate: command.max_rate,
+        layout_handle: segment.handle(),
+    };
+    let layout = Rc::new(layout);
+    session::set(Session {
+        slot,
+        id,
+        state: Some(state),
+        layout: Rc::clone(&layout),
+        segment,
+        label_file: label_file.clone(),
+        stopped: None,
+    });
+    let sizes = if command.progress { Some(estimate(&layout)?) } else { None };
+    let total = sizes.as_ref().map(|sizes| sizes.iter().sum());
+    if let Some(total) = total {
+        slot.set_total(total);
+    }
+    progress::start(Phase::StreamFiles, total, layout.tablespaces.len() + 1);
+    slot.run(&facts)?;
+    send_start(&facts, id);
+    send_tablespaces(&layout, sizes.as_deref());
+    let map = Some(&*started.tablespace_map).filter(|map| !map.is_empty());
+    send_row(reply::LABELS, &[Some(&*label_file), map]);
+    Ok(())
+}
+
+fn send_start(facts: &Facts, id: BackupId) {
+    let number = |flag: bool| u8::from(flag).to_string();
+    let values = [
+        facts.start_lsn.to_string(),
+        facts.start_timeline.to_string(),
+        id.to_string(),
+        PROTOCOL_VERSION.to_string(),
+        server::system_identifier().to_string(),
+        wal::segment_size().to_string(),
+        BLOCK_SIZE.to_string(),
+        number(server::data_checksums()),
+        number(facts.in_recovery),
+    ]
+    .map(Some);
+    send_row(reply::START, &values);
+}
+
+/// The tablespace header: the data directory last, as BASE_BACKUP has it.
+fn send_tablespaces(layout: &Layout, sizes: Option<&[u64]>) {
+    let kilobytes = |at: usize| sizes.and_then(|sizes| sizes.get(at)).map(|size| (size / 1024).to_string());
+    let mut set = ResultSet::begin(reply::TABLESPACES);
+    for (at, space) in layout.tablespaces.iter().enumerate() {
+        let size = kilobytes(at);
+        set.row(&[
+            Some(space.oid.to_string().as_bytes()),
+            Some(&*space.location),
+            size.as_ref().map(String::as_bytes),
+        ]);
+    }
+    let size = kilobytes(layout.tablespaces.len());
+    set.row(&[None, None, size.as_ref().map(String::as_bytes)]);
+    set.end();
+}
+
+/// Bytes in each tablespace, the data directory last.
+fn estimate(layout: &Layout) -> Result<Vec<u64>> {
+    progress::set_phase(Phase::EstimateSize);
+    let walk = Walk {
+        root: Path::new("."),
+        layout,
+        directory_mode: server::directory_mode(),
+        wal_directories: server::WAL_DIRECTORIES,
+    };
+    let mut sizes = Vec::with_capacity(layout.tablespaces.len() + 1);
+    for space in &layout.tablespaces {
+        let mut size = Size(0);
+        walk.tablespace(space, &mut size)?;
+        sizes.push(size.0);
+    }
+    let mut size = Size(0);
+    walk.data_directory(&mut size)?;
+    sizes.push(size.0);
+    Ok(sizes)
+}
+
+/// Adds up file sizes.
+struct Size(u64);
+
+impl Visitor for Size {
+    fn poll(&mut self) -> Result<()> {
+        interrupt::check();
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: Entry<'_>) -> Result<()> {
+        self.0 += entry.size;
+        Ok(())
+    }
+
+    // The list will say so.
+    fn special(&mut self, _path: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}

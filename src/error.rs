@@ -1,0 +1,265 @@
+//! Everything that the extension itself can refuse or fail at, with its SQLSTATE and hint.
+//!
+//! An error is a value until it reaches the route that the command came by, which reports it
+//! once. What PostgreSQL's own functions raise does not pass through here.
+
+use std::io;
+
+use protocol::path::encode;
+use protocol::{BackupId, CommandError, CommandKind, SqlState};
+
+/// What a command's handler returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the extension.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command itself is wrong.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// An option that a later version will have.
+    #[error("{0} is not supported yet")]
+    NotSupported(&'static str),
+    /// The library was loaded in the middle of a session.
+    #[error("pg_parallel_backup must be loaded by way of \"shared_preload_libraries\"")]
+    NotPreloaded,
+    /// The server has another version of the patch.
+    #[error("pg_parallel_backup does not fit the patch of this server")]
+    HookVersion {
+        /// The version of the server's hook.
+        found: i32,
+        /// The version that this library was made for.
+        expected: i32,
+    },
+    /// This session is in backup mode already, by whatever means.
+    #[error("a backup is already in progress in this session")]
+    BackupInProgress,
+    /// pg_backup_start or pg_backup_stop in the session of a coordinator.
+    #[error("a parallel backup is in progress in this session")]
+    OwnsBackup,
+    /// No slot is free.
+    #[error("too many parallel backups")]
+    TooManyBackups {
+        /// `pg_parallel_backup.max_backups`.
+        limit: usize,
+    },
+    /// A command that only makes sense while a backup runs, in a session that has none.
+    #[error("no parallel backup is running in this session")]
+    NoBackup {
+        /// The command.
+        command: CommandKind,
+    },
+    /// STOP_BACKUP on another connection than the coordinator's.
+    #[error("parallel backup \"{0}\" was not started in this session")]
+    NotCoordinator(BackupId),
+    /// No such backup, or no longer.
+    #[error("parallel backup \"{0}\" does not exist")]
+    UnknownBackup(BackupId),
+    /// It belongs to another role.
+    #[error("permission denied for parallel backup \"{0}\"")]
+    OtherRole(BackupId),
+    /// Something other than its WAL is asked of a backup that was stopped.
+    #[error("parallel backup \"{0}\" has been stopped")]
+    Stopped(BackupId),
+    /// The coordinator is stopping it.
+    #[error("parallel backup \"{0}\" is being stopped")]
+    Stopping(BackupId),
+    /// It was aborted while a transfer ran.
+    #[error("parallel backup \"{0}\" was aborted")]
+    Aborted(BackupId),
+    /// STOP_BACKUP came too early.
+    #[error("cannot stop the parallel backup while files of it are being sent")]
+    TransfersRunning {
+        /// How many connections are busy.
+        transfers: u32,
+    },
+    /// STOP_BACKUP's LABEL is not the running backup's.
+    #[error("the given backup_label is not that of the running backup")]
+    LabelMismatch,
+    /// The standby became a primary.
+    #[error("the standby was promoted during online backup")]
+    Promoted,
+    /// A path that no file list of this backup could have had.
+    #[error("file \"{}\" is not part of a backup", encode(.path))]
+    NotInBackup {
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// A directory, or something else that has no bytes to send.
+    #[error("\"{}\" is not a regular file", encode(.path))]
+    NotRegular {
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// A range of a file that is not a relation's.
+    #[error("cannot send a range of file \"{}\": it is not a relation file", encode(.path))]
+    RangeOfOther {
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// A range that cuts a block.
+    #[error("range of file \"{}\" does not begin and end at block boundaries", encode(.path))]
+    RangeAlignment {
+        /// The path.
+        path: Vec<u8>,
+        /// The block size in bytes.
+        block_size: usize,
+    },
+    /// A WAL segment that was recycled or removed.
+    #[error("requested WAL segment {segment} has already been removed")]
+    WalRemoved {
+        /// Its file name.
+        segment: String,
+    },
+    /// A WAL segment with another size than the cluster's segments have.
+    #[error("unexpected WAL file size \"{segment}\"")]
+    WalSize {
+        /// Its file name.
+        segment: String,
+    },
+    /// The CRC of the control file does not match.
+    #[error("calculated CRC checksum does not match value stored in file \"global/pg_control\"")]
+    ControlFileCrc,
+    /// Page checksum failures, after the results of STOP_BACKUP.
+    #[error("checksum verification failure during base backup")]
+    ChecksumFailures,
+    /// An operating system call on a file failed.
+    #[error("could not {action} \"{}\": {source}", encode(.path))]
+    Io {
+        /// What was tried, with the kind of thing: "open file".
+        action: &'static str,
+        /// The path.
+        path: Vec<u8>,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The server's random source failed.
+    #[error("could not generate random backup identifier")]
+    NoRandom,
+    /// The timeline history does not lead from the backup's start to its end.
+    #[error("start timeline {start} not found in history of timeline {end}")]
+    TimelineHistory {
+        /// The timeline on which the backup started.
+        start: u32,
+        /// The timeline on which it ended.
+        end: u32,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`], from the pieces at hand.
+    pub fn io(action: &'static str, path: &[u8], source: io::Error) -> Self {
+        Self::Io { action, path: path.to_vec(), source }
+    }
+
+    /// The SQLSTATE, by the table of docs/protocol.md.
+    pub fn sqlstate(&self) -> SqlState {
+        match self {
+            Self::Command(error) => error.sqlstate(),
+            Self::NotSupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
+            Self::NotPreloaded
+            | Self::HookVersion { .. }
+            | Self::BackupInProgress
+            | Self::OwnsBackup
+            | Self::NoBackup { .. }
+            | Self::NotCoordinator(_)
+            | Self::Stopping(_)
+            | Self::TransfersRunning { .. }
+            | Self::Promoted => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Self::TooManyBackups { .. } => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            Self::UnknownBackup(_) | Self::Stopped(_) => SqlState::UNDEFINED_OBJECT,
+            Self::OtherRole(_) | Self::NotInBackup { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
+            Self::Aborted(_) => SqlState::QUERY_CANCELED,
+            Self::LabelMismatch | Self::RangeOfOther { .. } | Self::RangeAlignment { .. } => {
+                SqlState::INVALID_PARAMETER_VALUE
+            }
+            Self::NotRegular { .. } => SqlState::WRONG_OBJECT_TYPE,
+            Self::WalRemoved { .. } => SqlState::UNDEFINED_FILE,
+            Self::ControlFileCrc | Self::ChecksumFailures => SqlState::DATA_CORRUPTED,
+            Self::WalSize { .. } => SqlState::INTERNAL_ERROR,
+            Self::Io { source, .. } => io_sqlstate(source),
+            Self::NoRandom | Self::TimelineHistory { .. } => SqlState::INTERNAL_ERROR,
+        }
+    }
+
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotPreloaded => Some(
+                "Add \"pg_parallel_backup\" to \"shared_preload_libraries\" and restart the server.".into(),
+            ),
+            Self::HookVersion { found, expected } => Some(format!(
+                "The server's hook has version {found}, this library needs version {expected}: install the library \
+                 that belongs to the patch."
+            )),
+            Self::OwnsBackup => Some("Use STOP_BACKUP, or disconnect to abort the backup.".into()),
+            Self::TooManyBackups { limit } => Some(format!(
+                "At most {limit} can run at once: raise \"pg_parallel_backup.max_backups\" and restart the server."
+            )),
+            Self::NoBackup { command: CommandKind::StopBackup } => {
+                Some("Only the connection that sent START_BACKUP can stop its backup.".into())
+            }
+            Self::NoBackup { .. } => {
+                Some("Send START_BACKUP first, or name a running backup with BACKUP_ID.".into())
+            }
+            Self::TransfersRunning { transfers } => Some(format!(
+                "{transfers} transfer(s) are still running: read each to its end, then send STOP_BACKUP again."
+            )),
+            Self::Promoted => Some(
+                "This means that the backup being taken is corrupt and should not be used. \
+                 Try taking another online backup."
+                    .into(),
+            ),
+            Self::RangeAlignment { block_size, .. } => {
+                Some(format!("Offset and length must be multiples of {block_size} bytes."))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The SQLSTATE that PostgreSQL's errcode_for_file_access gives, for what reading files can
+/// yield.
+fn io_sqlstate(error: &io::Error) -> SqlState {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => SqlState::INSUFFICIENT_PRIVILEGE,
+        io::ErrorKind::NotFound => SqlState::UNDEFINED_FILE,
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => SqlState::WRONG_OBJECT_TYPE,
+        _ => SqlState::IO_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_and_words() {
+        let path = b"base/5/a b".to_vec();
+        let cases = [
+            (Error::NotRegular { path: path.clone() }, "42809", "\"base/5/a%20b\" is not a regular file"),
+            (
+                Error::NotInBackup { path: path.clone() },
+                "42501",
+                "file \"base/5/a%20b\" is not part of a backup",
+            ),
+            (
+                Error::WalRemoved { segment: "000000010000000000000002".into() },
+                "58P01",
+                "requested WAL segment 000000010000000000000002 has already been removed",
+            ),
+            (Error::TooManyBackups { limit: 8 }, "53400", "too many parallel backups"),
+        ];
+        for (error, code, words) in cases {
+            assert_eq!((error.sqlstate().as_str(), error.to_string().as_str()), (code, words));
+        }
+    }
+
+    #[test]
+    fn io_errors_say_the_path_and_keep_the_source() {
+        let error = Error::io("open file", b"base/5/1", io::Error::from(io::ErrorKind::PermissionDenied));
+        assert_eq!(error.sqlstate().as_str(), "42501");
+        assert_eq!(error.to_string(), "could not open file \"base/5/1\": permission denied");
+        assert!(std::error::Error::source(&error).is_some());
+    }
+}

@@ -1,0 +1,36 @@
+//! `global/pg_control`, read whole and never torn.
+
+use std::mem::offset_of;
+
+use pgrx::pg_sys;
+
+use crate::error::{Error, Result};
+
+/// ControlFileLock's place in MainLWLockArray: 9 in every version that lwlocklist.h (or
+/// lwlocknames.txt before 17) knows. The file's CRC, checked under it, would show another lock.
+const CONTROL_FILE_LOCK: usize = 9;
+
+/// Where the server keeps it, relative to the data directory.
+const PATH: &str = "global/pg_control";
+
+/// Reads the control file under ControlFileLock, which every writer of it holds, and verifies its
+/// CRC.
+#[allow(unsafe_code)]
+pub fn read() -> Result<Vec<u8>> {
+    // SAFETY: the array has all built-in locks once shared memory is there. Nothing between
+    // acquire and release can raise an error or look at interrupts: it is a file read by Rust.
+    let content = unsafe {
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(CONTROL_FILE_LOCK)).lock;
+        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
+        let content = std::fs::read(PATH);
+        pg_sys::LWLockRelease(lock);
+        content
+    };
+    let content = content.map_err(|error| Error::io("read file", PATH.as_bytes(), error))?;
+    let crc_at = offset_of!(pg_sys::ControlFileData, crc);
+    let stored = content.get(crc_at..crc_at + 4).and_then(|bytes| bytes.try_into().ok());
+    match stored.map(u32::from_ne_bytes) {
+        Some(stored) if stored == crc32c::crc32c(&content[..crc_at]) => Ok(content),
+        _ => Err(Error::ControlFileCrc),
+    }
+}

@@ -1,0 +1,181 @@
+//! Where PostgreSQL calls in: the hooks, and how they are set when the library is loaded.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::OnceLock;
+
+use pgrx::pg_sys;
+use protocol::CommandKind;
+use protocol::command::{RawFile, RawOption};
+
+use crate::pg::node;
+
+/// The contract of the server's patch that this library fits: PARALLEL_BACKUP_HOOK_VERSION of
+/// replication/parallel_backup.h.
+pub const HOOK_VERSION: i32 = 1;
+
+/// What the hooks call.
+#[derive(Debug, Clone, Copy)]
+pub struct Handlers {
+    /// Asks for shared memory.
+    pub shmem_request: fn(),
+    /// Lays out shared memory.
+    pub shmem_startup: fn(),
+    /// A command of the replication grammar.
+    pub replication_command: fn(CommandKind, Vec<RawFile>, Vec<RawOption>),
+    /// A function is about to be executed that starts or stops a backup by PostgreSQL's own SQL
+    /// functions.
+    pub backup_function: fn(),
+}
+
+/// What the patch of the server says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patch {
+    /// A stock server.
+    Missing,
+    /// A patch that this library fits; the hook is set.
+    Fits,
+    /// A patch of another version; nothing was touched.
+    Other(i32),
+}
+
+/// ParallelBackupCmd of replication/parallel_backup.h, version 1.
+#[repr(C)]
+struct ParallelBackupCmd {
+    node: pg_sys::ExtensibleNode,
+    name: *const c_char,
+    kind: c_int,
+    files: *mut pg_sys::List,
+    options: *mut pg_sys::List,
+}
+
+type ReplicationHook = Option<unsafe extern "C-unwind" fn(*mut ParallelBackupCmd)>;
+
+static HANDLERS: OnceLock<Handlers> = OnceLock::new();
+static PREVIOUS: OnceLock<Previous> = OnceLock::new();
+
+/// Hooks of other libraries, called before ours.
+struct Previous {
+    shmem_request: pg_sys::shmem_request_hook_type,
+    shmem_startup: pg_sys::shmem_startup_hook_type,
+    object_access: pg_sys::object_access_hook_type,
+}
+
+/// Whether the postmaster is loading shared_preload_libraries.
+#[allow(unsafe_code)]
+pub fn preloading() -> bool {
+    // SAFETY: reads a static.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Sets the hooks. Once, while the postmaster loads libraries.
+#[allow(unsafe_code)]
+pub fn install(handlers: Handlers) -> Patch {
+    // SAFETY: the postmaster is single-threaded, and nothing else runs while it loads libraries.
+    unsafe {
+        let previous = Previous {
+            shmem_request: pg_sys::shmem_request_hook,
+            shmem_startup: pg_sys::shmem_startup_hook,
+            object_access: pg_sys::object_access_hook,
+        };
+        if HANDLERS.set(handlers).is_err() || PREVIOUS.set(previous).is_err() {
+            return Patch::Fits;
+        }
+        pg_sys::shmem_request_hook = Some(shmem_request);
+        pg_sys::shmem_startup_hook = Some(shmem_startup);
+        pg_sys::object_access_hook = Some(object_access);
+    }
+    set_replication_hook()
+}
+
+/// Finds the hook of a patched server by name, since the library is built against stock headers
+/// and serves both.
+#[allow(unsafe_code)]
+fn set_replication_hook() -> Patch {
+    // SAFETY: the version is a const int and the hook a function pointer of this type, as version
+    // 1 of the contract says; the hook is touched only after the version was read.
+    unsafe {
+        let version = symbol(c"parallel_backup_hook_version").cast::<c_int>();
+        let hook = symbol(c"parallel_backup_hook").cast::<ReplicationHook>();
+        if version.is_null() || hook.is_null() {
+            return Patch::Missing;
+        }
+        if *version != HOOK_VERSION {
+            return Patch::Other(*version);
+        }
+        *hook = Some(replication_command);
+        Patch::Fits
+    }
+}
+
+#[allow(unsafe_code)]
+fn symbol(name: &CStr) -> *mut c_void {
+    // SAFETY: looks a name up in what is loaded.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
+}
+
+#[pgrx::pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn shmem_request() {
+    if let Some(previous) = PREVIOUS.get().and_then(|previous| previous.shmem_request) {
+        // SAFETY: another library's hook, called as PostgreSQL would.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| previous()) }
+    }
+    if let Some(handlers) = HANDLERS.get() {
+        (handlers.shmem_request)();
+    }
+}
+
+#[pgrx::pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn shmem_startup() {
+    if let Some(previous) = PREVIOUS.get().and_then(|previous| previous.shmem_startup) {
+        // SAFETY: another library's hook, called as PostgreSQL would.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| previous()) }
+    }
+    if let Some(handlers) = HANDLERS.get() {
+        (handlers.shmem_startup)();
+    }
+}
+
+#[pgrx::pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub_id: c_int,
+    argument: *mut c_void,
+) {
+    if let Some(previous) = PREVIOUS.get().and_then(|previous| previous.object_access) {
+        // SAFETY: another library's hook, called as PostgreSQL would.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub_id, argument));
+        }
+    }
+    if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
+        && (object.to_u32() == pg_sys::F_PG_BACKUP_STOP || object.to_u32() == pg_sys::F_PG_BACKUP_START)
+        && let Some(handlers) = HANDLERS.get()
+    {
+        (handlers.backup_function)();
+    }
+}
+
+#[pgrx::pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn replication_command(command: *mut ParallelBackupCmd) {
+    // SAFETY: the node and its lists are as version 1 of the contract says, made by the grammar.
+    let (kind, files, options) = unsafe {
+        let command = &*command;
+        (command.kind, node::files(command.files), node::options(command.options))
+    };
+    let kind = match kind {
+        0 => CommandKind::StartBackup,
+        1 => CommandKind::SendFileList,
+        2 => CommandKind::SendFilesContent,
+        3 => CommandKind::StopBackup,
+        other => unreachable!("version 1 of the hook has no command {other}"),
+    };
+    if let Some(handlers) = HANDLERS.get() {
+        (handlers.replication_command)(kind, files, options);
+    }
+}

@@ -1,0 +1,25 @@
+//! Every call into PostgreSQL, wrapped safe: the one address of `unsafe` and of what differs
+//! between major versions.
+//!
+//! Each bindgen function is guarded by pgrx: an ERROR that it raises unwinds through Rust as a
+//! panic and becomes an ERROR again at the entry that PostgreSQL called.
+
+pub mod backend;
+pub mod backup;
+pub mod checksum_stats;
+pub mod control_file;
+pub mod entry;
+pub mod exit;
+pub mod guard;
+pub mod interrupt;
+pub mod node;
+pub mod progress;
+pub mod report;
+pub mod role;
+pub mod segment;
+pub mod server;
+pub mod settings;
+pub mod shmem;
+pub mod wal;
+pub mod walsender;
+pub mod wire;

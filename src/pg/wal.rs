@@ -1,0 +1,88 @@
+//! WAL: segment size, removal, archiving and timelines.
+
+use std::ffi::CString;
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
+use protocol::Lsn;
+
+use crate::pg::node;
+
+/// What the bindings lack: access/xlogarchive.h and access/timeline.h. Each call is one C call in
+/// a guarded boundary, as bindgen's own are.
+mod external {
+    use pgrx::pg_sys;
+
+    #[allow(unsafe_code)]
+    unsafe extern "C-unwind" {
+        pub fn XLogArchiveIsBusy(xlog: *const std::ffi::c_char) -> bool;
+        pub fn readTimeLineHistory(timeline: pg_sys::TimeLineID) -> *mut pg_sys::List;
+    }
+
+    /// TimeLineHistoryEntry of access/timeline.h.
+    #[repr(C)]
+    pub struct TimeLineHistoryEntry {
+        pub tli: pg_sys::TimeLineID,
+        pub begin: pg_sys::XLogRecPtr,
+        pub end: pg_sys::XLogRecPtr,
+    }
+}
+
+/// A timeline in the history of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimelineEntry {
+    /// The timeline.
+    pub timeline: u32,
+    /// Where it began; 0 for the first.
+    pub begin: Lsn,
+    /// Where it ended, exclusive; 0 where it has not.
+    pub end: Lsn,
+}
+
+/// Bytes in a WAL segment.
+#[allow(unsafe_code)]
+pub fn segment_size() -> u64 {
+    // SAFETY: read from the control file before any backend starts.
+    unsafe { pg_sys::wal_segment_size as u64 }
+}
+
+/// Raises 58P01 if a segment has been removed or recycled.
+#[allow(unsafe_code)]
+pub fn check_not_removed(segment: u64, timeline: u32) {
+    // SAFETY: takes plain values.
+    unsafe { pg_sys::CheckXLogRemoved(segment, timeline) }
+}
+
+/// Whether WAL files have to be waited for: whether an archiver runs here.
+#[allow(unsafe_code)]
+pub fn archiving(in_recovery: bool) -> bool {
+    // SAFETY: reads a setting.
+    let mode = unsafe { pg_sys::XLogArchiveMode } as u32;
+    if in_recovery {
+        mode == pg_sys::ArchiveMode::ARCHIVE_MODE_ALWAYS
+    } else {
+        mode > pg_sys::ArchiveMode::ARCHIVE_MODE_OFF
+    }
+}
+
+/// Whether a file of pg_wal is yet to be archived.
+#[allow(unsafe_code)]
+pub fn archive_is_busy(name: &str) -> bool {
+    let name = CString::new(name).unwrap_or_default();
+    // SAFETY: a C string, only read.
+    unsafe { guarded(|| external::XLogArchiveIsBusy(name.as_ptr())) }
+}
+
+/// The history of a timeline, itself first.
+#[allow(unsafe_code)]
+pub fn timeline_history(timeline: u32) -> Vec<TimelineEntry> {
+    // SAFETY: the answer is a List of TimeLineHistoryEntry in the current memory context.
+    unsafe {
+        node::pointers(guarded(|| external::readTimeLineHistory(timeline)))
+            .map(|pointer| {
+                let entry = &*pointer.cast::<external::TimeLineHistoryEntry>();
+                TimelineEntry { timeline: entry.tli, begin: Lsn(entry.begin), end: Lsn(entry.end) }
+            })
+            .collect()
+    }
+}

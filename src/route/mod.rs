@@ -1,0 +1,32 @@
+//! The ways in. Each turns what it gets into a [`protocol::Command`], has it carried out and
+//! reports an error once.
+
+pub mod replication;
+pub mod sql;
+
+use protocol::Command;
+
+use crate::command;
+use crate::error::{Error, Result};
+use crate::pg::entry::{self, Patch};
+use crate::pg::{report, settings};
+
+/// Sets everything up while the postmaster loads the library.
+pub fn load() {
+    if !entry::preloading() {
+        report::raise(&Error::NotPreloaded);
+    }
+    settings::define();
+    match entry::install(replication::HANDLERS) {
+        Patch::Fits => {}
+        Patch::Missing => report::log(
+            "this server does not have the patch of pg_parallel_backup: its replication commands are not available",
+        ),
+        Patch::Other(found) => report::raise(&Error::HookVersion { found, expected: entry::HOOK_VERSION }),
+    }
+}
+
+/// Carries out a parsed command, if it could be parsed.
+fn carry_out(command: std::result::Result<Command, protocol::CommandError>) -> Result<()> {
+    command::run(&command?)
+}

@@ -1,0 +1,258 @@
+//! A file's bytes, in frames.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use protocol::frame::{Compression, DATA_TAG, FileBegin, FileEnd, Frame};
+use protocol::{DigestAlgorithm, Lsn};
+
+use crate::cluster::page::{self, BLOCK_SIZE};
+use crate::error::{Error, Result};
+use crate::pg::interrupt::while_reading;
+use crate::pg::report;
+use crate::pg::wire::{put_message, tag};
+use crate::stream::digest::FileDigest;
+
+/// File bytes in a data frame: small enough to stay in cache between reading, verifying, digest
+/// and sending.
+const CHUNK: usize = 256 * 1024;
+
+/// Failures of a file that are reported one by one, as in basebackup.c.
+const REPORTED_FAILURES: u32 = 5;
+
+/// What the sending of a file needs from the backup it belongs to.
+pub trait Pace {
+    /// Before each step: serves interrupts, ends a transfer that must end.
+    fn poll(&self) -> Result<()>;
+    /// Before bytes go out: waits for their turn.
+    fn throttle(&self, bytes: u64) -> Result<()>;
+    /// The most bytes to send at once, at most `most`.
+    fn chunk(&self, most: usize) -> usize;
+    /// Bytes have gone out.
+    fn sent(&self, bytes: u64);
+}
+
+/// How to verify a file's pages.
+#[derive(Debug, Clone, Copy)]
+pub struct PageCheck {
+    /// Pages from here on are replaced by WAL replay.
+    pub start_lsn: Lsn,
+    /// The number of the file's first block in its fork.
+    pub first_block: u32,
+}
+
+/// A file to send.
+#[derive(Debug)]
+pub struct Content<'a> {
+    /// Its path, raw.
+    pub path: &'a [u8],
+    /// The file, opened.
+    pub file: &'a File,
+    /// fstat's answer.
+    pub metadata: &'a Metadata,
+    /// Where to begin.
+    pub offset: u64,
+    /// How many bytes to send, all within fstat's size.
+    pub length: u64,
+    /// Whether and how to verify pages.
+    pub pages: Option<PageCheck>,
+    /// The digest to make.
+    pub digest: DigestAlgorithm,
+}
+
+/// What became of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    /// Bytes.
+    pub bytes: u64,
+    /// Pages that failed verification.
+    pub checksum_failures: u32,
+}
+
+/// Sends files; keeps its buffers from one to the next.
+#[derive(Debug)]
+pub struct Sender {
+    /// The type byte, then the bytes of a data frame.
+    frame: Vec<u8>,
+}
+
+impl Sender {
+    /// Makes the buffers.
+    pub fn new() -> Self {
+        let mut frame = vec![0; 1 + CHUNK];
+        frame[0] = DATA_TAG;
+        Self { frame }
+    }
+
+    /// Says that a file is not there.
+    pub fn vanished(&self, path: &[u8]) {
+        put_frame(&Frame::Vanished(path));
+    }
+
+    /// Sends one file, all frames of it whole. `before_chunk` is called before each chunk goes out,
+    /// after it was read, and once more before the end.
+    pub fn send(
+        &mut self,
+        content: &Content<'_>,
+        pace: &impl Pace,
+        before_chunk: impl Fn() -> Result<()>,
+    ) -> Result<Sent> {
+        put_frame(&Frame::FileBegin(FileBegin {
+            size: content.metadata.len(),
+            offset: content.offset,
+            length: content.length,
+            mtime: content.metadata.mtime(),
+            mode: content.metadata.mode() & 0o7777,
+            compression: Compression::None,
+            path: content.path,
+        }));
+        let mut digest = FileDigest::new(content.digest);
+        let mut reader = Reader { content, verify: content.pages, at_end: false, failures: 0 };
+        let most = pace.chunk(CHUNK).min(CHUNK);
+        let mut done = 0;
+        while done < content.length {
+            pace.poll()?;
+            let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
+            let chunk = &mut self.frame[1..=length];
+            reader.fill(chunk, content.offset + done)?;
+            digest.update(chunk);
+            before_chunk()?;
+            pace.throttle(length as u64)?;
+            put_message(tag::COPY_DATA, &self.frame[..=length]);
+            pace.sent(length as u64);
+            done += length as u64;
+        }
+        before_chunk()?;
+        let failures = reader.failures;
+        reader.report_total();
+        put_frame(&Frame::FileEnd(FileEnd {
+            bytes: done,
+            checksum_failures: failures,
+            algorithm: content.digest,
+            digest: &digest.finish(),
+        }));
+        Ok(Sent { bytes: done, checksum_failures: failures })
+    }
+}
+
+impl Default for Sender {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Reads a file that may change meanwhile.
+struct Reader<'a> {
+    content: &'a Content<'a>,
+    verify: Option<PageCheck>,
+    /// The file ended before its announced length; the rest is zeroes.
+    at_end: bool,
+    failures: u32,
+}
+
+impl Reader<'_> {
+    /// Fills the buffer from `offset`, with zeroes from where the file ends, and verifies the
+    /// pages in it.
+    fn fill(&mut self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let mut valid = if self.at_end { 0 } else { self.read(buffer, offset)? };
+        if let Some(check) = self.verify {
+            valid = self.verify_pages(buffer, valid, offset, check)?;
+        }
+        if valid < buffer.len() {
+            self.at_end = true;
+            buffer[valid..].fill(0);
+        }
+        Ok(())
+    }
+
+    /// Reads until the buffer is full or the file ends.
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let mut valid = 0;
+        while valid < buffer.len() {
+            let at = offset + valid as u64;
+            match while_reading(|| self.content.file.read_at(&mut buffer[valid..], at)) {
+                Ok(0) => break,
+                Ok(count) => valid += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read file", self.content.path, error)),
+            }
+        }
+        Ok(valid)
+    }
+
+    /// Verifies each whole page among the `valid` bytes, and returns how many bytes are still
+    /// valid after pages were read again.
+    fn verify_pages(
+        &mut self,
+        buffer: &mut [u8],
+        valid: usize,
+        offset: u64,
+        check: PageCheck,
+    ) -> Result<usize> {
+        let first = u32::try_from(offset / BLOCK_SIZE as u64).unwrap_or(u32::MAX);
+        let blocks = check.first_block.wrapping_add(first)..;
+        for (at, block) in (0..valid / BLOCK_SIZE).map(|page| page * BLOCK_SIZE).zip(blocks) {
+            let page = &mut buffer[at..at + BLOCK_SIZE];
+            if page::verify(page, check.start_lsn, block).is_ok() {
+                continue;
+            }
+            // It may have been read while it was being written. Once more, and if the writer has
+            // finished, the page's LSN says that WAL replay will replace it.
+            if self.read(page, offset + at as u64)? < BLOCK_SIZE {
+                return Ok(at);
+            }
+            if let Err(mismatch) = page::verify(page, check.start_lsn, block) {
+                self.failed(block, mismatch);
+            }
+        }
+        if !valid.is_multiple_of(BLOCK_SIZE) {
+            let block = check.first_block.wrapping_add(first) as usize + valid / BLOCK_SIZE;
+            report::warning(format!(
+                "could not verify checksum in file \"{}\", block {block}: read buffer size {valid} and page \
+                 size {BLOCK_SIZE} differ",
+                self.name()
+            ));
+            self.verify = None;
+        }
+        Ok(valid)
+    }
+
+    fn failed(&mut self, block: u32, mismatch: page::Mismatch) {
+        self.failures += 1;
+        if self.failures <= REPORTED_FAILURES {
+            report::warning(format!(
+                "checksum verification failed in file \"{}\", block {block}: calculated {:X} but expected {:X}",
+                self.name(),
+                mismatch.calculated,
+                mismatch.stored
+            ));
+        }
+        if self.failures == REPORTED_FAILURES {
+            report::warning(format!(
+                "further checksum verification failures in file \"{}\" will not be reported",
+                self.name()
+            ));
+        }
+    }
+
+    fn report_total(&self) {
+        if self.failures > 1 {
+            report::warning(format!(
+                "file \"{}\" has a total of {} checksum verification failures",
+                self.name(),
+                self.failures
+            ));
+        }
+    }
+
+    fn name(&self) -> String {
+        protocol::path::encode(self.content.path)
+    }
+}
+
+fn put_frame(frame: &Frame<'_>) {
+    let mut bytes = Vec::with_capacity(128);
+    frame.encode(&mut bytes);
+    put_message(tag::COPY_DATA, &bytes);
+}
