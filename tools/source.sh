@@ -76,12 +76,15 @@ for file in /usr/share/keyrings/debian-archive-keyring.{pgp,gpg}; do
 	if [ -f "$file" ]; then keyring="signed-by=$file"; fi
 done
 
+# Mirrors that are frozen at a date are in use, and only the rolling suites' lists expire. What they
+# serve is signed all the same, and an older minor release does as well.
 mkdir -p "$scratch/lists/partial" "$scratch/cache/archives/partial" "$scratch/download"
 apt_options=(
 	-o Dir::Etc::sourcelist="$scratch/sources.list" -o Dir::Etc::sourceparts=-
 	-o Dir::State::lists="$scratch/lists" -o Dir::Cache="$scratch/cache"
 	-o APT::Sandbox::User=root # root's download directory is not open to apt's own user
 	-o Acquire::Languages=none -o Acquire::http::Timeout=20 -o Acquire::Retries=1
+	-o Acquire::Check-Valid-Until=false
 )
 for mirror in "${mirrors[@]}"; do
 	for suite in $PG_SUITES; do
