@@ -147,11 +147,11 @@ impl Transfer<'_> {
     /// bytes go out.
     fn wal(&mut self, path: &BackupPath, name: &[u8], range: &WalRange, kind: WalFile) -> Result<()> {
         let text = || String::from_utf8_lossy(name).into_owned();
-        let check = || {
-            if let WalFile::Segment(segment) = kind {
-                wal::check_not_removed(segment.number, segment.timeline);
+        let check = || match kind {
+            WalFile::Segment(segment) if wal::is_removed(segment.number) => {
+                Err(Error::WalRemoved { segment: text() })
             }
-            Ok(())
+            WalFile::Segment(_) | WalFile::History => Ok(()),
         };
         check()?;
         let (file, metadata) = match open_wal_file(Path::new(ROOT), name, path.as_bytes())? {

@@ -46,11 +46,12 @@ pub fn segment_size() -> u64 {
     unsafe { pg_sys::wal_segment_size as u64 }
 }
 
-/// Raises 58P01 if a segment has been removed or recycled.
+/// Whether a segment has been removed or recycled: CheckXLogRemoved's rule. That function itself
+/// takes the SQLSTATE from whatever errno happens to be.
 #[allow(unsafe_code)]
-pub fn check_not_removed(segment: u64, timeline: u32) {
-    // SAFETY: takes plain values.
-    unsafe { pg_sys::CheckXLogRemoved(segment, timeline) }
+pub fn is_removed(segment: u64) -> bool {
+    // SAFETY: reads shared memory.
+    segment <= unsafe { pg_sys::XLogGetLastRemovedSegno() }
 }
 
 /// Whether WAL files have to be waited for: whether an archiver runs here.
