@@ -32,6 +32,8 @@ before_scratch_goes() {
 	fi
 }
 
+# pg_regress is linked with libpq and lies where its run path does not reach.
+export LD_LIBRARY_PATH=$RUN_INSTALL/lib
 pgxs=$(dirname "$("$RUN_INSTALL/bin/pg_config" --pgxs)")
 status=0
 cd "$SCRATCH"

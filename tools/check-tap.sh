@@ -34,6 +34,7 @@ before_scratch_goes() {
 
 pgxs=$(dirname "$("$RUN_INSTALL/bin/pg_config" --pgxs)")/..
 export PATH=$RUN_INSTALL/bin:$PATH
+# For pg_regress, which is linked with libpq and lies where its run path does not reach.
 export LD_LIBRARY_PATH=$RUN_INSTALL/lib
 export PERL5LIB=$pgxs/test/perl:$RUN_ROOT/tests/lib
 export PG_REGRESS=$pgxs/test/regress/pg_regress
