@@ -475,10 +475,11 @@ impl Backup<'_> {
                         let _guard = PanicGuard(self.abort);
                         match work.run(&mut session) {
                             Ok(()) => Some(session),
-                            Err(error) if error.kind() == Kind::Connection => {
-                                report::warning(
-                                    "lost a connection; the others fetch what it had not finished",
-                                );
+                            // Whether that is the end of the backup shows on the coordinator.
+                            Err(error) if matches!(error.kind(), Kind::Connection | Kind::Server(_)) => {
+                                report::warning(format_args!(
+                                    "lost a connection, the others fetch what it had not finished: {error}"
+                                ));
                                 None
                             }
                             Err(error) => {
@@ -491,8 +492,11 @@ impl Backup<'_> {
                 .collect();
             if let Err(error) = work.run(coordinator) {
                 // With the coordinator the backup itself is gone.
-                let lost = error.kind() == Kind::Connection;
-                let error = if lost { error.context("lost the coordinating connection") } else { error };
+                let error = match error.kind() {
+                    Kind::Connection => error.context("lost the connection that coordinates the backup"),
+                    Kind::Server(_) => error.context("could not fetch files"),
+                    _ => error,
+                };
                 self.abort.fail(error.fatal());
             }
             threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect::<Vec<_>>()
@@ -748,7 +752,8 @@ fn explain_start(error: Error) -> Error {
             "The server does not know the parallel backup commands: it must be built with the patch of \
              pg_parallel_backup, and load that library by shared_preload_libraries.",
         )
-    } else if error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
+    } else if error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) && !error.message().contains("HINT")
+    {
         error.with_hint("Check that shared_preload_libraries on the server has pg_parallel_backup.")
     } else {
         error

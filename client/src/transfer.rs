@@ -24,7 +24,8 @@ use crate::wal;
 /// How long a connection without work sleeps before it looks whether it is still alive.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Answers after which no other file would fare better: the backup is gone, or never was ours.
+/// Answers after which no other file would fare better on this connection: the backup is gone, or
+/// never was ours.
 const HOPELESS: [SqlState; 5] = [
     SqlState::UNDEFINED_OBJECT,
     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -55,8 +56,9 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Works until the queue is empty. An error of kind `Connection` ends this connection's part
-    /// only: what it had not finished is back in the queue. Any other error ends the backup.
+    /// Works until the queue is empty. An error of kind `Connection` or `Server` ends this
+    /// connection's part only: what it had not finished is back in the queue. Any other error ends
+    /// the backup.
     pub fn run(&self, session: &mut Session) -> Result<()> {
         loop {
             match self.queue.take(PATIENCE) {
@@ -75,22 +77,19 @@ impl Work<'_> {
         writer.forget();
         let Err(error) = outcome else { return Ok(()) };
         let hopeless = HOPELESS.iter().any(|state| error.is_server(*state));
-        match error.kind() {
-            Kind::Connection => {}
-            Kind::Server(_) if !hopeless => {}
-            // Not ours to try again.
-            Kind::Server(_) => return Err(error.context("could not fetch files").fatal()),
-            _ => return Err(error.fatal()),
+        if !hopeless && !matches!(error.kind(), Kind::Connection | Kind::Server(_)) {
+            // Our own trouble, such as a full disk: nobody else would fare better.
+            return Err(error);
         }
-        // The file whose turn it was is to blame; those behind it were not even looked at.
         let mut left = files[receiver.position()..].iter();
         let mut verdict = Ok(());
-        if let Some(file) = left.next() {
+        // The file whose turn it was is to blame; those behind it were not even looked at.
+        if !hopeless && let Some(file) = left.next() {
             verdict = self.failed(*file, &error);
         }
         left.for_each(|file| self.queue.give_back(*file));
         verdict?;
-        if error.kind() == Kind::Connection { Err(error) } else { Ok(()) }
+        if hopeless || error.kind() == Kind::Connection { Err(error) } else { Ok(()) }
     }
 
     fn failed(&self, file: FileNumber, error: &Error) -> Result<()> {
