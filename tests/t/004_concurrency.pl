@@ -279,20 +279,7 @@ for my $rate (0, 64)
 	is_over("cancelled, rate $rate");
 }
 
-# statement_timeout is a cancel like any other.
-{
-	my $coordinator = connection($node);
-	my $start = start_backup($coordinator, MAX_RATE => 64);
-	my $worker = connection($node, options => { options => '-c statement_timeout=500' });
-	my $reply = $worker->query(send_files_sql(['large'], BACKUP_ID => $start->{backup_id}));
-	is_report($reply->{error}, '57014', qr/statement timeout/, 'statement_timeout');
-	still_works($worker, 'usable after it');
-	stop_backup($coordinator);
-	$_->close for ($worker, $coordinator);
-	is_over('statement_timeout');
-}
-
-# A backup is cancelled while STOP_BACKUP is refused, and the transfer finishes.
+# STOP_BACKUP is refused while two transfers run, and they finish.
 {
 	my ($coordinator, $worker, $start, @id) = begin_transfer();
 	my $second = connection($node);

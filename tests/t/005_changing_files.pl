@@ -66,7 +66,7 @@ sub slurp
 # Truncated and extended between list and transfer: fstat tells the size.
 {
 	my ($listed) = grep { $_->{path} eq $path{truncated} } list_files($worker, @id);
-	cmp_ok($listed->{size}, '>', 100 * 8192, 'size in the list');
+	cmp_ok($listed->{size}, '>', 80 * 8192, 'size in the list');
 	$node->safe_psql('postgres', 'DELETE FROM truncated WHERE id > 200; VACUUM truncated; CHECKPOINT;');
 	my $file = fetch($worker, [ $path{truncated} ], @id)->{files}[0];
 	is($file->{size}, 8192, 'truncated since: size');
@@ -216,8 +216,7 @@ $_->close for ($worker, $coordinator);
 		SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database;);
 	is($copy->safe_psql('postgres', $query), $node->safe_psql('postgres', $query), 'data of the copy');
 	is($copy->safe_psql('db3', 'SELECT 1'), 1, 'a database made during the backup');
-	command_ok([ 'pg_amcheck', '--all', '--install-missing', '--dbname' => $copy->connstr('postgres') ],
-		'pg_amcheck') if $copy->check_extension('amcheck');
+	$copy->command_ok([ 'pg_amcheck', '--all', '--install-missing' ], 'pg_amcheck');
 	$copy->stop;
 }
 

@@ -16,13 +16,14 @@ my $node = parallel_node('main', conf => "allow_in_place_tablespaces = on\n");
 my $pgdata = $node->data_dir;
 my $port = $node->port;
 
-# A location with a space, a quote and a backslash, for the map's sake.
-my $outside = "$tempdir/it's out\\side";
+# A location with a space, an equals sign and a backslash, for the map's sake.
+my $outside = "$tempdir/out=side it\\s";
+# As -T wants it.
+my $escaped = $outside =~ s/=/\\=/gr;
 my $inside = "$pgdata/ts_inside";
 mkdir $_ or die "$_: $!" for ($outside, $inside);
-(my $quoted = $outside) =~ s/'/''/g;
 for my $sql (
-	"CREATE TABLESPACE outside LOCATION '$quoted'",
+	"CREATE TABLESPACE outside LOCATION '$outside'",
 	"CREATE TABLESPACE in_place LOCATION ''",
 	"CREATE TABLESPACE inside LOCATION '$inside'",
 	'CREATE TABLE t0 AS SELECT generate_series(1, 1000) AS id',
@@ -188,7 +189,7 @@ sub link_count
 		[
 			@client,
 			'--pgdata' => $copy->data_dir,
-			'--tablespace-mapping' => ($outside =~ s/=/\\=/gr) . "=$new{outside}",
+			'--tablespace-mapping' => "$escaped=$new{outside}",
 			'--tablespace-mapping' => "$inside=$new{inside}"
 		],
 		'the client relocates tablespaces');
@@ -211,10 +212,10 @@ sub link_count
 	for my $case (
 		[ 'nonsense', qr/invalid tablespace mapping format "nonsense", must be "OLDDIR=NEWDIR"/ ],
 		[ '=/tmp/x', qr/invalid tablespace mapping format/ ],
-		[ "$outside=", qr/invalid tablespace mapping format/ ],
-		[ "$outside=/a=/b", qr/multiple "=" signs in tablespace mapping/ ],
+		[ "$escaped=", qr/invalid tablespace mapping format/ ],
+		[ "$escaped=/a=/b", qr/multiple "=" signs in tablespace mapping/ ],
 		[ "relative=$tempdir/x", qr/old directory is not an absolute path in tablespace mapping: relative/ ],
-		[ "$outside=relative", qr/new directory is not an absolute path in tablespace mapping: relative/ ])
+		[ "$escaped=relative", qr/new directory is not an absolute path in tablespace mapping: relative/ ])
 	{
 		my ($mapping, $message) = @$case;
 		$node->command_fails_like(

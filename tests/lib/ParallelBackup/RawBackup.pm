@@ -114,11 +114,12 @@ sub raw_backup
 	if ($params{wal} // 1)
 	{
 		# In the order given, oldest first, by a worker: only the id is needed.
-		my $list = $state->{manifest};
+		# Neither the manifest nor STOP_BACKUP's totals have it.
+		my %before = map { $_ => $state->{$_} } qw(manifest files bytes);
 		$state->{manifest} = {};
 		_transfer($state, [ $workers[0] ],
 			[ map { ["pg_wal/$_"] } @{ $stop->{wal} } ], [@id]);
-		$state->{manifest} = $list;
+		$state->{$_} = $before{$_} for keys %before;
 		write_file("$directory/pg_wal/archive_status/$_.done", '')
 		  for @{ $stop->{wal} };
 	}

@@ -49,6 +49,7 @@ autovacuum = off
 max_connections = 30
 max_wal_senders = 20
 max_wal_size = '1GB'
+wal_keep_size = '128MB'
 CONF
 	my $preload = $params{preload} // 'pg_parallel_backup';
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = '$preload'");
