@@ -104,7 +104,7 @@ for my $conns (1, 4)
 	{
 		$node->command_fails_like(
 			[ 'pg_parallel_basebackup', '--pgdata' => 'nowhere', "--max-rate=$rate" ],
-			qr/transfer rate/, "client: --max-rate $rate");
+			qr/transfer rate|invalid --max-rate unit/, "client: --max-rate $rate");
 	}
 }
 

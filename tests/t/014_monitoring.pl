@@ -45,7 +45,7 @@ is($node->safe_psql('postgres',
 		  FROM pg_attribute WHERE attrelid = 'parallel_backup.backups'::regclass)),
 	'backup_id text, pid integer, usename name, label text, start_lsn pg_lsn, start_tli bigint, '
 	. 'state text, started timestamp with time zone, workers integer, files bigint, bytes bigint, '
-	. 'total bigint, checksum_failures bigint, max_rate bigint',
+	. 'total bigint, checksum_failures bigint, max_rate integer',
 	'columns of the view');
 
 # While a backup runs.
@@ -67,7 +67,7 @@ is($node->safe_psql('postgres',
 	for my $conn (@conns)
 	{
 		$conn->send_query(send_files_sql([ 'PG_VERSION', 'large' ], @id));
-		$conn->read_until(sub { $_[0]{type} eq 'd' && length($_[0]{frame}{data}) > 3 });
+		$conn->read_until(sub { $_[0]{type} eq 'd' && length($_[0]{frame}{data} // '') > 3 });
 	}
 	is(row('workers', $id), 2, 'workers: connections that transfer');
 	is(row('files', $id), 2, 'files that ended');
