@@ -136,6 +136,8 @@ fn show_bar(counters: &Counters, stop: &Stop) {
     }
     report::set_bar(None);
     bar.abandon();
+    // The bar stays, and what comes next begins below it.
+    report::print("");
 }
 
 #[cfg(test)]

@@ -85,7 +85,11 @@ impl Work<'_> {
         let mut verdict = Ok(());
         // The file whose turn it was is to blame; those behind it were not even looked at.
         if !hopeless && let Some(file) = left.next() {
-            verdict = self.failed(*file, &error);
+            verdict = match error.kind() {
+                // Reported as what it is, the end of the connection.
+                Kind::Connection => self.queue.failed(*file, &error),
+                _ => self.failed(*file, &error),
+            };
         }
         left.for_each(|file| self.queue.give_back(*file));
         verdict?;
