@@ -245,6 +245,9 @@ START TIMELINE: 1
 			[ (uc $algorithm) x 3 ], "$prefix FILE_CHECKSUM $algorithm");
 	}
 
+	$transfer = fetch($worker, ['PG_VERSION'], @id, COMPRESSION => 'none');
+	is($transfer->{files}[0]{data}, "18\n", "$prefix COMPRESSION none");
+
 	# The longest command: 1,024 files.
 	$transfer = fetch($worker, [ ('PG_VERSION') x 1024 ], @id);
 	is(scalar @{ $transfer->{files} }, 1024, "$prefix 1,024 files in one command");

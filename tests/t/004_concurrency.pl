@@ -259,6 +259,63 @@ for my $death (qw(terminate drop close))
 	is_over('START_BACKUP cancelled, then sent again');
 }
 
+# The coordinator is terminated there.
+{
+	$node->safe_psql('postgres', 'CREATE TABLE dirtier AS SELECT generate_series(1, 20000) AS id');
+	my $coordinator = connection($node);
+	$coordinator->send_query("START_BACKUP (CHECKPOINT 'spread')");
+	ok($node->poll_query_until('postgres',
+			q(SELECT count(*) = 1 FROM parallel_backup.backups WHERE state = 'starting')), 'starting');
+	$node->safe_psql('postgres', 'SELECT pg_terminate_backend(pid) FROM parallel_backup.backups');
+	is_report($coordinator->finish->{error}, '57P01', qr/terminating connection/,
+		'coordinator terminated in its checkpoint');
+	$coordinator->drop;
+	is_over('coordinator terminated in its checkpoint');
+}
+
+# STOP_BACKUP against transfers that come and go: each is either counted and
+# whole or refused, and none is under way once the backup is stopped.
+{
+	my $coordinator = connection($node);
+	my @workers = map { connection($node) } 1 .. 3;
+	my ($refused, $sent, @wrong) = (0, 0);
+	for my $round (1 .. 100)
+	{
+		my $start = start_backup($coordinator);
+		my @id = (BACKUP_ID => $start->{backup_id});
+		my $files = 0;
+		$_->send_query(send_files_sql([ ('PG_VERSION') x 5 ], @id)) for @workers;
+		my $reply;
+		while (1)
+		{
+			$reply = $coordinator->query('STOP_BACKUP (WAIT false)');
+			last if !$reply->{error};
+			push @wrong, "STOP_BACKUP: $reply->{error}{message}"
+			  if $reply->{error}{sqlstate} ne '55000';
+		}
+		for my $worker (@workers)
+		{
+			my $answer = $worker->finish;
+			my $whole = @{ ParallelBackup::Transfer->of($answer->{frames})->{files} };
+			$files += $whole;
+			if ($answer->{error})
+			{
+				$refused++;
+				push @wrong, "$whole files and $answer->{error}{sqlstate} $answer->{error}{message}"
+				  if $whole
+				  || $answer->{error}{sqlstate} !~ /^(?:42704|55000)$/;
+			}
+			else { $sent++ }
+		}
+		my $totals = $reply->{results}[4]{rows}[0];
+		push @wrong, "$totals->[1] files counted, $files received" if $totals->[1] != $files;
+	}
+	is_deeply(\@wrong, [], 'STOP_BACKUP against transfers');
+	note("$sent sent, $refused refused");
+	$_->close for (@workers, $coordinator);
+	is_over('STOP_BACKUP against transfers');
+}
+
 # A query cancel in mid-transfer: once the client reads on, once while it does not.
 for my $rate (0, 64)
 {

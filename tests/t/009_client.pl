@@ -234,6 +234,17 @@ $node->command_checks_all([ @client, '-D' => "$tempdir/quiet" ], 0, [qr/^$/], [q
 	$node->safe_psql('postgres', q(SELECT pg_drop_replication_slot('standby_slot')));
 }
 
+# Timeouts of the server are not for it.
+{
+	$node->append_conf('postgresql.conf', "idle_session_timeout = 200\nstatement_timeout = 200\n");
+	$node->reload;
+	make_file("$pgdata/large", 8 * 1024 * 1024);
+	$node->command_ok([ @client, '-D' => "$tempdir/timeouts", '-r' => '16M' ], 'with timeouts on the server');
+	command_ok([ 'pg_verifybackup', "$tempdir/timeouts" ], 'with timeouts on the server: pg_verifybackup');
+	$node->append_conf('postgresql.conf', "idle_session_timeout = 0\nstatement_timeout = 0\n");
+	$node->reload;
+}
+
 # Runs the client with a rate that gives time to act, and acts.
 make_file("$pgdata/large", 8 * 1024 * 1024);
 sub while_running

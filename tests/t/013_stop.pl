@@ -65,7 +65,7 @@ sub results_of
 		is(state_of($start->{backup_id}), 'stopped', "round $round: the backup is stopped");
 		is_error($worker, send_files_sql(['PG_VERSION'], @id), '42704', qr/has been stopped$/,
 			"round $round: no more files");
-		is_error($conn, 'START_BACKUP (LABEL)', '42601', qr/LABEL/i,
+		is_error($conn, 'START_BACKUP (LABEL)', '42601', qr/^label requires a parameter$/,
 			"round $round: a command that is wrong changes nothing");
 	}
 	$node->safe_psql('postgres', 'INSERT INTO t VALUES (0); SELECT pg_switch_wal();');
@@ -168,6 +168,11 @@ sub results_of
 	$stop = stop_backup($conn);
 	is(scalar @{ fetch($worker, ["pg_wal/$stop->{wal}[0]"], BACKUP_ID => $next->{backup_id})->{files} }, 1,
 		'whose WAL is served');
+
+	# BASE_BACKUP is free again on this session, and changes nothing of that.
+	query_ok($conn, "BASE_BACKUP (CHECKPOINT 'fast', MANIFEST 'no', WAIT false)", on_frame => sub { });
+	is(state_of($next->{backup_id}), 'stopped', 'BASE_BACKUP after STOP_BACKUP');
+	is_deeply(results_of(stop_backup($conn)->{reply}), results_of($stop->{reply}), 'and STOP_BACKUP after that');
 	$conn->close;
 	ok($node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM parallel_backup.backups'), 'left');
 	is_error($worker, send_files_sql(["pg_wal/$stop->{wal}[0]"], BACKUP_ID => $next->{backup_id}), '42704',
@@ -215,6 +220,7 @@ sub results_of
 	start_backup($conn);
 	my %listed = map { $_->{path} => $_ } list_files($conn);
 	is($listed{pg_wal}{type}, 'd', 'pg_wal, a link: listed as a directory');
+	is($listed{pg_wal}{mode}, (stat($pgdata))[2] & 07777, 'with the mode of one');
 	ok($listed{'pg_wal/archive_status'} && $listed{'pg_wal/summaries'}, 'with what belongs in it');
 	my $stop = stop_backup($conn);
 	is(scalar @{ fetch($conn, [ map { "pg_wal/$_" } @{ $stop->{wal} } ])->{files} },

@@ -60,6 +60,48 @@ cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'a long list takes no memory 
 is(count_list($list), $few + FILES, 'and once more');
 cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'a second one neither');
 
+# A list that nobody reads is a transfer like any other: STOP_BACKUP is refused,
+# and a terminated server process goes.
+{
+	my $reader = connection($node);
+	$reader->send_query($list);
+	$reader->read_until(sub { $_[0]{type} eq 'D' });
+	is_error($coordinator, 'STOP_BACKUP', '55000',
+		qr/^cannot stop the parallel backup while files of it are being sent$/,
+		'STOP_BACKUP while a list is sent');
+	$node->safe_psql('postgres', 'SELECT pg_terminate_backend(' . $reader->pid . ')');
+	ok($node->poll_query_until('postgres',
+			'SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = ' . $reader->pid),
+		'a list that nobody reads can be terminated');
+	$reader->drop;
+
+	# Cancelled, the connection is usable; so when the coordinator has gone.
+	my $other = connection($node);
+	my $start = start_backup($other);
+	$reader = connection($node);
+	for my $end (qw(cancel drop))
+	{
+		$reader->send_query("SEND_FILE_LIST (BACKUP_ID '$start->{backup_id}')");
+		$reader->read_until(sub { $_[0]{type} eq 'D' });
+		my $message;
+		if ($end eq 'cancel')
+		{
+			$reader->cancel;
+			$message = qr/^canceling statement due to user request$/;
+		}
+		else
+		{
+			my $pid = $other->pid;
+			$other->drop;
+			$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $pid");
+			$message = qr/^parallel backup "$start->{backup_id}" was aborted$/;
+		}
+		is_report($reader->finish->{error}, '57014', $message, "a list, $end");
+		still_works($reader, "a list, $end: usable");
+	}
+	$reader->close;
+}
+
 # Many commands.
 for my $round (1 .. 30)
 {

@@ -296,7 +296,7 @@ sub file_tree
 #
 # only_in_left, only_in_right, differ: hash of path => the reason why it may.  An
 # exception that is not needed is reported as well, so that the list stays true.
-# ignore: list of regular expressions.
+# ignore: list of regular expressions of what may be on one side alone.
 sub compare_trees
 {
 	my ($left, $right, $name, %params) = @_;
@@ -320,6 +320,7 @@ sub compare_trees
 	for my $path (sort keys %{ { %$left, %$right } })
 	{
 		my ($l, $r) = ($left->{$path}, $right->{$path});
+		next if (!$l || !$r) && grep { $path =~ /^(?:$_)\z/ } @{ $params{ignore} || [] };
 		if (!$r)
 		{
 			push @problems, "only in the first: $path"
