@@ -452,7 +452,7 @@ fn parse_send_files_content(
             b"compression_level" => {
                 let level = value.integer("compression_level")?;
                 command.compression_level = Some(i32::try_from(level).map_err(|_| {
-                    CommandError::OutOfRange { option: "COMPRESSION_LEVEL", value: level.to_string() }
+                    CommandError::OutOfRange { option: "compression_level", value: level.to_string() }
                 })?);
             }
             _ => return Err(options.unknown(&name)),
@@ -470,8 +470,8 @@ fn parse_file(file: RawFile) -> Result<FileRequest, CommandError> {
     let mut options = Options::new(CommandKind::SendFilesContent, file.options);
     while let Some((name, value)) = options.next()? {
         match &*name {
-            b"offset" => offset = Some(value.size("OFFSET")?),
-            b"length" => length = Some(value.size("LENGTH")?),
+            b"offset" => offset = Some(value.size("offset")?),
+            b"length" => length = Some(value.size("length")?),
             _ => return Err(options.unknown(&name)),
         }
     }

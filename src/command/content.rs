@@ -69,10 +69,13 @@ impl<'a> Source<'a> {
             let range = wal_range(handle);
             let mut components = path.components();
             return match (components.next(), components.next(), components.next()) {
-                (Some(WAL_DIR), Some(name), None) => range
-                    .file(name)
-                    .map(|kind| Self::Wal(name.to_vec(), range, kind))
-                    .ok_or(Error::Stopped(handle.id)),
+                (Some(WAL_DIR), Some(name), None) => {
+                    let kind = range.file(name).ok_or(Error::Stopped(handle.id))?;
+                    if request.range.is_some() {
+                        return Err(Error::RangeOfOther { path: path.as_bytes().to_vec() });
+                    }
+                    Ok(Self::Wal(name.to_vec(), range, kind))
+                }
                 _ => Err(Error::Stopped(handle.id)),
             };
         }
@@ -143,8 +146,8 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// A segment may be removed or recycled while it is read: checked after each read, before its
-    /// bytes go out.
+    /// A segment may be removed or recycled while it is read: checked after each read, so that no
+    /// end frame follows on bytes of another segment.
     fn wal(&mut self, path: &BackupPath, name: &[u8], range: &WalRange, kind: WalFile) -> Result<()> {
         let text = || String::from_utf8_lossy(name).into_owned();
         let check = || match kind {
@@ -173,11 +176,11 @@ impl Transfer<'_> {
         metadata: &Metadata,
         (offset, length): (u64, u64),
         pages: Option<PageCheck>,
-        before_chunk: impl Fn() -> Result<()>,
+        after_read: impl Fn() -> Result<()>,
     ) -> Result<u32> {
         let content =
             Content { path: path.as_bytes(), file, metadata, offset, length, pages, digest: self.digest };
-        let sent = self.sender.send(&content, &self.pace, before_chunk)?;
+        let sent = self.sender.send(&content, &self.pace, after_read)?;
         self.pace.handle.slot.count_file(sent.bytes, sent.checksum_failures);
         Ok(sent.checksum_failures)
     }

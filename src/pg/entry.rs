@@ -87,6 +87,24 @@ pub fn install(handlers: Handlers) -> Patch {
     set_replication_hook()
 }
 
+/// Keeps backtraces of Rust out of errors, which would otherwise carry them to clients in DETAIL
+/// where the server was started with RUST_BACKTRACE. While the postmaster loads libraries only.
+#[allow(unsafe_code)]
+pub fn without_backtraces() {
+    const NAME: &str = "RUST_LIB_BACKTRACE";
+    let before = std::env::var_os(NAME);
+    // SAFETY: the postmaster is single-threaded. The first capture settles it for this library and
+    // all backends; then the environment is as it was, for what the server starts.
+    unsafe {
+        std::env::set_var(NAME, "0");
+        let _ = std::backtrace::Backtrace::capture();
+        match before {
+            Some(value) => std::env::set_var(NAME, value),
+            None => std::env::remove_var(NAME),
+        }
+    }
+}
+
 /// Finds the hook of a patched server by name, since the library is built against stock headers
 /// and serves both.
 #[allow(unsafe_code)]

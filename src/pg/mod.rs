@@ -20,6 +20,7 @@ pub mod segment;
 pub mod server;
 pub mod settings;
 pub mod shmem;
+pub mod socket;
 pub mod wal;
 pub mod walsender;
 pub mod wire;

@@ -16,6 +16,14 @@ pub fn define() {
         GucContext::Postmaster,
         GucFlags::empty(),
     );
+    reserve_prefix();
+}
+
+/// Makes a setting that is not one of ours an error.
+#[allow(unsafe_code)]
+fn reserve_prefix() {
+    // SAFETY: a C string, copied.
+    unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"pg_parallel_backup".as_ptr()) }
 }
 
 /// `pg_parallel_backup.max_backups`.

@@ -16,6 +16,7 @@ pub fn load() {
     if !entry::preloading() {
         report::raise(&Error::NotPreloaded);
     }
+    entry::without_backtraces();
     settings::define();
     match entry::install(replication::HANDLERS) {
         Patch::Fits => {}
