@@ -6,13 +6,23 @@
 set -euo pipefail
 
 pg_config=${1:-}
-if [ -n "$pg_config" ] && ! version=$("$pg_config" --version 2>/dev/null); then
-	echo "error: $pg_config is not a pg_config that runs" >&2
-	exit 1
-fi
+version=
 if [ -n "$pg_config" ]; then
-	PG=${version#PostgreSQL }
-	PG=${PG%%[!0-9]*}
+	version=$("$pg_config" --version 2>/dev/null || true)
+	case $version in
+	PostgreSQL\ [0-9]*)
+		PG=${version#PostgreSQL }
+		PG=${PG%%[!0-9]*}
+		;;
+	*)
+		echo "error: $pg_config is not a pg_config that runs" >&2
+		exit 1
+		;;
+	esac
+	if [ ! -f "$(dirname "$0")/versions/$PG" ]; then
+		echo "error: $pg_config is that of $version, which the extension does not support" >&2
+		exit 1
+	fi
 	export PG
 fi
 . "$(dirname "$0")/lib.sh"

@@ -142,8 +142,8 @@ run_job() {
 stop_servers_below() {
 	local pidfile
 	find "$1" -name postmaster.pid -type f 2>/dev/null | while IFS= read -r pidfile; do
-		as_user "$RUN_INSTALL/bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate -s stop </dev/null ||
-			true
+		as_user "$RUN_INSTALL/bin/pg_ctl" -D "${pidfile%/postmaster.pid}" -m immediate -s stop \
+			</dev/null >/dev/null 2>&1 || true
 	done
 }
 
