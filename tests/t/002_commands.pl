@@ -236,6 +236,17 @@ START TIMELINE: 1
 		[ "$relpath 8192 8192", 'PG_VERSION 0 3', "$relpath 0 8192" ],
 		"$prefix ranges and files together");
 
+	# Numbers that do not fit into 32 bits, in a file of holes.
+	my $big = ($relpath =~ s{/\d+\z}{/99999}r);
+	my $far = 5 * 1024 * 1024 * 1024;
+	make_file("$pgdata/$big", $far + 8192);
+	my ($entry) = grep { $_->{path} eq $big } list_files($worker, @id);
+	is($entry->{size}, $far + 8192, "$prefix a large file: size in the list");
+	my $piece = fetch($worker, [ [ $big, $far, 16384 ] ], @id, FILE_CHECKSUM => 'CRC32C')->{files}[0];
+	is("$piece->{size} $piece->{offset} $piece->{length}", $far + 8192 . " $far 8192",
+		"$prefix a large file: a range far out");
+	unlink "$pgdata/$big";
+
 	# Digests; ParallelBackup::Transfer has compared them with the bytes.
 	for my $algorithm (qw(NONE CRC32C SHA224 SHA256 SHA384 SHA512 sha256))
 	{

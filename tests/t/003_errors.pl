@@ -236,6 +236,18 @@ my $outside = qr/^file ".*" is not part of a backup$/;
 	rmdir "$pgdata/base/pgsql_tmp";
 }
 
+# What is in a name is quoted, not interpreted.
+{
+	my $reply = $worker->query(
+		"SEND_FILES_CONTENT ('pg_replslot/%25s%25n%25d''\"\\') WITH (BACKUP_ID '$id[1]')");
+	is($reply->{error}{message}, q(file "pg_replslot/%25s%25n%25d'"\\" is not part of a backup),
+		'a path of format characters');
+	$reply = $worker->query("SEND_FILE_LIST (BACKUP_ID '%s%n')");
+	like($reply->{error}{message}, qr/^backup "%25s%25n" does not exist$/, 'an identifier of format characters');
+	$reply = $worker->query("START_BACKUP (CHECKPOINT '%s%n')");
+	like($reply->{error}{message}, qr/^unrecognized checkpoint type: "%(?:25)?s%(?:25)?n"$/, 'a value of format characters');
+}
+
 # Not a regular file.
 my $special = qr/^"\S+" is not a regular file$/;
 {

@@ -357,6 +357,25 @@ is(slurp_file("$pgdata/postmaster.pid"), $postmaster, 'the same postmaster');
 ok(!$node->log_contains(qr/was terminated by signal|PANIC|TRAP|crash of another server process/),
 	'no process crashed');
 
+# A crash of a worker's server process takes all of them down; after it there is
+# nothing left of the backup, and another can begin.
+{
+	$node->append_conf('postgresql.conf', 'restart_after_crash = on');
+	$node->reload;
+	my ($coordinator, $worker, $start, @id) = begin_transfer();
+	kill('KILL', $worker->pid);
+	ok($coordinator->finish->{eof}, 'a crash: the coordinator is gone');
+	$_->drop for ($coordinator, $worker);
+	ok($node->poll_query_until('postgres', 'SELECT 1', '1'), 'a crash: the server is back');
+	is_over('a crash');
+	my $conn = connection($node);
+	start_backup($conn);
+	is_error($conn, send_files_sql(['PG_VERSION'], @id), '42704', qr/does not exist$/,
+		'a crash: the identifier is forgotten');
+	ok(!stop_backup($conn)->{reply}{error}, 'a crash: the next backup');
+	$conn->close;
+}
+
 # A fast shutdown with a backup and a transfer under way.
 {
 	my ($coordinator, $worker) = begin_transfer();

@@ -36,7 +36,8 @@ my @names = (
 	'with blank', ' leading', 'trailing ', "new\nline", "tab\there", 'per%cent', '%41',
 	"it's", 'double"quote', 'back\\slash', 'semi;colon', '$dollar`tick', '*?[x]', '-dash',
 	"\xe4\xf6\xfc-latin1", "\xff\xfe\x80", "\xc3\xa4-utf8", "\x01\x7f", 'a' x 255,
-	'16384_init2', '123_fsm_x', '00123', '12345.0', '12345.01', 't_1', 't1_', 't1', 'pgsql_tm', 'pg_internal.ini',
+	'16384_init2', '123_fsm_x', '00123', '12345.0', '12345.01', '4294967296', '99999999999', '12345.4294967296',
+	'12345.99999999999999999999', '123_init.x', '123_vm.', 't_1', 't1_', 't1', 'pgsql_tm', 'pg_internal.ini',
 	'backup_label.old', 'tablespace_map.old', '.hidden', '...', 'postmaster.pid2', 'pg_control');
 my %content;
 mkdir "$pgdata/odd dir\n\xff%" or die $!;

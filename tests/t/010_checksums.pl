@@ -115,8 +115,24 @@ $node->start;
 	ok(!stop_backup($conn)->{reply}{error}, 'STOP_BACKUP');
 	$conn->close;
 }
+# A relation file that does not end with a page: a warning, as in BASE_BACKUP.
+{
+	my $conn = connection($node);
+	write_file("$pgdata/$dbdir/99997", slurp_file("$pgdata/$path{good}") =~ s/^(.{8292}).*/$1/sr);
+	start_backup($conn);
+	my $transfer = fetch($conn, ["$dbdir/99997"]);
+	is($transfer->{files}[0]{length}, BLOCK + 100, 'an odd size: whole');
+	is($transfer->{files}[0]{failures}, 0, 'an odd size: no failure');
+	my @messages = map { $_->{message} } @{ $transfer->{reply}{notices} };
+	is(scalar @messages, 1, 'an odd size: one warning');
+	like($messages[0],
+		qr/^could not verify checksum in file "(?:\.\/)?$dbdir\/99997", block \d+: read buffer size \d+ and page size 8192 differ$/,
+		'an odd size: its words');
+	ok(!stop_backup($conn)->{reply}{error}, 'STOP_BACKUP');
+	$conn->close;
+}
 $node->stop;
-unlink map { "$pgdata/$_" } ("$dbdir/99998", "$dbdir/not_a_relation", 'base/99999', 'pg_xact/99999');
+unlink map { "$pgdata/$_" } ("$dbdir/99997", "$dbdir/99998", "$dbdir/not_a_relation", 'base/99999', 'pg_xact/99999');
 $node->start;
 $node->safe_psql('postgres', 'DROP TABLE future');
 $node->stop;

@@ -147,9 +147,8 @@ sub results_of
 	}
 	is(scalar @{ fetch($worker, [ $wal[1] ], @id)->{files} }, 1, 'the others are served');
 
-	# One that a checkpoint removes: the server knows that it is gone though a
-	# file of that name may be there.
-	# STOP_BACKUP has waited until it was archived.
+	# One that a checkpoint removes (it is archived, STOP_BACKUP has waited for
+	# that): the server knows that it is gone though a file of that name may be there.
 	$node->safe_psql('postgres', 'SELECT pg_switch_wal(); CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT;');
 	ok(!-e "$pgdata/$wal[1]", 'removed or recycled by a checkpoint');
 	($name) = $wal[1] =~ m{/(.+)};
@@ -178,6 +177,28 @@ sub results_of
 	is_error($worker, send_files_sql(["pg_wal/$stop->{wal}[0]"], BACKUP_ID => $next->{backup_id}), '42704',
 		qr/^parallel backup "$next->{backup_id}" does not exist$/, 'the coordinator has left');
 	$worker->close;
+}
+
+# A transfer of WAL that is under way when the coordinator moves on ends.
+{
+	# The next backup's checkpoint shall not remove it.
+	$node->append_conf('postgresql.conf', q(wal_keep_size = '64MB'));
+	$node->reload;
+	my $conn = connection($node);
+	my $worker = connection($node);
+	my $start = start_backup($conn);
+	my $stop = stop_backup($conn);
+	$worker->send_query(send_files_sql([ ("pg_wal/$stop->{wal}[0]") x 8 ], BACKUP_ID => $start->{backup_id}));
+	$worker->read_until(sub { $_[0]{type} eq 'd' });
+	my $next = start_backup($conn);
+	is_report($worker->finish->{error}, '57014',
+		qr/^parallel backup "$start->{backup_id}" was aborted$/, 'WAL under way, another backup');
+	is(fetch($worker, ['PG_VERSION'], BACKUP_ID => $next->{backup_id})->{files}[0]{data},
+		"18\n", 'which the same worker fetches from');
+	ok(!stop_backup($conn)->{reply}{error}, 'and which ends well');
+	$_->close for ($conn, $worker);
+	$node->append_conf('postgresql.conf', 'wal_keep_size = 0');
+	$node->reload;
 }
 
 # Totals over all connections: each e frame, ranges and files that come twice.

@@ -125,6 +125,15 @@ is($node->safe_psql('postgres',
 	$conn->close;
 }
 
+# One that is not in the server's encoding: the view is still readable.
+{
+	my $conn = connection($node, options => { client_encoding => 'SQL_ASCII' });
+	my $start = start_backup($conn, LABEL => "\xff\xfe label");
+	like(row('label', $start->{backup_id}), qr/label$/, 'a label in no encoding');
+	ok(!stop_backup($conn, LABEL => $start->{labelfile})->{reply}{error}, 'and stopped with it');
+	$conn->close;
+}
+
 # cancel_backup()
 {
 	my ($coordinator, $worker, $start, @id);
