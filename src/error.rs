@@ -31,6 +31,18 @@ pub enum Error {
         /// The version that this library was made for.
         expected: i32,
     },
+    /// A CALL from within another statement.
+    #[error("{procedure} cannot be executed from a function or procedure")]
+    NestedCall {
+        /// The command.
+        procedure: &'static str,
+    },
+    /// A CALL that several result sets cannot answer.
+    #[error("{procedure} cannot be called by the extended query protocol")]
+    ExtendedProtocol {
+        /// The command.
+        procedure: &'static str,
+    },
     /// This session is in backup mode already, by whatever means.
     #[error("a backup is already in progress in this session")]
     BackupInProgress,
@@ -156,7 +168,8 @@ impl Error {
     pub fn sqlstate(&self) -> SqlState {
         match self {
             Self::Command(error) => error.sqlstate(),
-            Self::NotSupported(_) => SqlState::FEATURE_NOT_SUPPORTED,
+            Self::NotSupported(_) | Self::ExtendedProtocol { .. } => SqlState::FEATURE_NOT_SUPPORTED,
+            Self::NestedCall { .. } => SqlState::ACTIVE_SQL_TRANSACTION,
             Self::NotPreloaded
             | Self::HookVersion { .. }
             | Self::BackupInProgress
@@ -192,6 +205,10 @@ impl Error {
                 "The server's hook has version {found}, this library needs version {expected}: install the library \
                  that belongs to the patch."
             )),
+            Self::ExtendedProtocol { .. } => Some(
+                "Send the CALL with its arguments as literals, without parameters, by the simple query protocol."
+                    .into(),
+            ),
             Self::OwnsBackup => Some("Use STOP_BACKUP, or disconnect to abort the backup.".into()),
             Self::TooManyBackups { limit } => Some(format!(
                 "At most {limit} can run at once: raise \"pg_parallel_backup.max_backups\" and restart the server."

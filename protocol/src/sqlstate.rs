@@ -13,6 +13,8 @@ impl SqlState {
     pub const NUMERIC_VALUE_OUT_OF_RANGE: Self = Self(*b"22003");
     /// 22023, any other option value out of range.
     pub const INVALID_PARAMETER_VALUE: Self = Self(*b"22023");
+    /// 25001, inside a transaction block, a function or a procedure.
+    pub const ACTIVE_SQL_TRANSACTION: Self = Self(*b"25001");
     /// 42501, another role's backup or a path outside of what a backup contains.
     pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// 42601, an unknown or repeated option.

@@ -155,7 +155,8 @@ unsafe extern "C-unwind" fn shmem_startup() {
     }
 }
 
-#[pgrx::pg_guard]
+// No guard, as errors of other libraries' hooks must come out as they went in; nothing in this
+// frame has a destructor.
 #[allow(unsafe_code)]
 unsafe extern "C-unwind" fn object_access(
     access: pg_sys::ObjectAccessType::Type,
@@ -164,16 +165,23 @@ unsafe extern "C-unwind" fn object_access(
     sub_id: c_int,
     argument: *mut c_void,
 ) {
-    if let Some(previous) = PREVIOUS.get().and_then(|previous| previous.object_access) {
-        // SAFETY: another library's hook, called as PostgreSQL would.
-        unsafe {
-            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, sub_id, argument));
+    // SAFETY: another library's hook, called as PostgreSQL would; and a guarded function.
+    unsafe {
+        if let Some(previous) = PREVIOUS.get().and_then(|previous| previous.object_access) {
+            previous(access, class, object, sub_id, argument);
+        }
+        if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
+            && [pg_sys::F_PG_BACKUP_START, pg_sys::F_PG_BACKUP_STOP].contains(&object.to_u32())
+        {
+            backup_function();
         }
     }
-    if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
-        && (object.to_u32() == pg_sys::F_PG_BACKUP_STOP || object.to_u32() == pg_sys::F_PG_BACKUP_START)
-        && let Some(handlers) = HANDLERS.get()
-    {
+}
+
+#[pgrx::pg_guard]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" fn backup_function() {
+    if let Some(handlers) = HANDLERS.get() {
         (handlers.backup_function)();
     }
 }

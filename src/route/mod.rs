@@ -1,6 +1,7 @@
 //! The ways in. Each turns what it gets into a [`protocol::Command`], has it carried out and
 //! reports an error once.
 
+pub mod procedures;
 pub mod replication;
 pub mod sql;
 
@@ -9,7 +10,7 @@ use protocol::Command;
 use crate::command;
 use crate::error::{Error, Result};
 use crate::pg::entry::{self, Patch};
-use crate::pg::{report, settings};
+use crate::pg::{procedure, report, settings};
 
 /// Sets everything up while the postmaster loads the library.
 pub fn load() {
@@ -18,10 +19,11 @@ pub fn load() {
     }
     entry::without_backtraces();
     settings::define();
+    procedure::install();
     match entry::install(replication::HANDLERS) {
         Patch::Fits => {}
         Patch::Missing => report::log(
-            "this server does not have the patch of pg_parallel_backup: its replication commands are not available",
+            "this server does not have the patch of pg_parallel_backup: backups are taken by way of its SQL procedures",
         ),
         Patch::Other(found) => report::raise(&Error::HookVersion { found, expected: entry::HOOK_VERSION }),
     }

@@ -1,0 +1,138 @@
+//! The SQL procedures' transactions: a transfer must hold back nothing, so it runs in none.
+//!
+//! The way of VACUUM: commit what CALL began, work, and begin a transaction again for CALL to end.
+//! An error in between finds no transaction to abort, and nobody cleans up after it but Rust.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char};
+use std::sync::OnceLock;
+
+use pgrx::pg_sys;
+
+use crate::error::{Error, Result};
+
+/// How the CALL that is being executed came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As a statement of its own, by the simple query protocol.
+    Simple,
+    /// As a statement of its own, by the extended query protocol.
+    Extended,
+    /// From a function, a procedure or a DO block.
+    Nested,
+}
+
+thread_local! {
+    static WAY: Cell<Way> = const { Cell::new(Way::Nested) };
+}
+
+static PREVIOUS: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
+
+/// Whether a command needs a transaction of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transaction {
+    /// It calls into PostgreSQL for what an aborted transaction cleans up; it has no snapshot.
+    Own,
+    /// It sends bytes, for as long as that takes.
+    None,
+}
+
+/// Sets the hook that tells how a CALL came in. Once, while the postmaster loads libraries.
+#[allow(unsafe_code)]
+pub fn install() {
+    // SAFETY: the postmaster is single-threaded, and nothing else runs while it loads libraries.
+    unsafe {
+        if PREVIOUS.set(pg_sys::ProcessUtility_hook).is_ok() {
+            pg_sys::ProcessUtility_hook = Some(process_utility);
+        }
+    }
+}
+
+/// Runs a procedure's work outside of the transaction that CALL began. Refused unless the CALL is
+/// a statement of its own: 25001 inside a transaction block or another procedure, 0A000 by the
+/// extended protocol, which cannot describe several result sets.
+#[allow(unsafe_code)]
+pub fn run(name: &'static CStr, transaction: Transaction, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let procedure = name.to_str().unwrap_or_default();
+    match WAY.replace(Way::Nested) {
+        Way::Simple => {}
+        Way::Extended => return Err(Error::ExtendedProtocol { procedure }),
+        Way::Nested => return Err(Error::NestedCall { procedure }),
+    }
+    // SAFETY: the CALL is at top level, so that the only snapshots are its portal's, and its
+    // transaction may be ended and another begun (ExecuteCallStmt, non-atomic). The memory context
+    // is the portal's, which outlives transactions; it is put back, since ending a transaction
+    // leaves another behind.
+    unsafe {
+        pg_sys::PreventInTransactionBlock(true, name.as_ptr());
+        let context = pg_sys::CurrentMemoryContext;
+        pg_sys::ForgetPortalSnapshots();
+        pg_sys::CommitTransactionCommand();
+        if transaction == Transaction::Own {
+            pg_sys::StartTransactionCommand();
+        }
+        pg_sys::CurrentMemoryContext = context;
+        work()?;
+        if transaction == Transaction::None {
+            pg_sys::StartTransactionCommand();
+        }
+        pg_sys::CurrentMemoryContext = context;
+    }
+    Ok(())
+}
+
+/// Whether commands are to be logged (log_replication_commands).
+#[allow(unsafe_code)]
+pub fn log_commands() -> bool {
+    // SAFETY: reads a setting.
+    unsafe { pg_sys::log_replication_commands }
+}
+
+/// What the bindings have in a guard only.
+mod external {
+    use pgrx::pg_sys;
+
+    #[allow(unsafe_code)]
+    unsafe extern "C-unwind" {
+        pub fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const std::ffi::c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
+// Every utility statement of the server passes through here, and its errors must come out as they
+// went in: a guard would take position, constraint and context off them. So there is none, and
+// nothing in this frame has a destructor that an error could jump over.
+#[allow(unsafe_code, clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: PostgreSQL's own arguments. The next in the chain is called as PostgreSQL would.
+    unsafe {
+        if (*(*statement).utilityStmt).type_ == pg_sys::NodeTag::T_CallStmt {
+            let top_level = context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
+            // By the extended protocol the destination of a CALL is none at all (PortalRunMulti).
+            WAY.set(match (*destination).mydest {
+                pg_sys::CommandDest::DestRemote if top_level => Way::Simple,
+                _ if top_level => Way::Extended,
+                _ => Way::Nested,
+            });
+        }
+        let next = PREVIOUS.get().copied().flatten().unwrap_or(external::standard_ProcessUtility);
+        next(statement, query, read_only_tree, context, parameters, environment, destination, completion);
+    }
+}
