@@ -256,7 +256,7 @@ struct Arguments {
     /// Server's port
     #[arg(short = 'p', long, value_name = "PORT", help_heading = CONNECTION)]
     port: Option<OsString>,
-    /// Seconds between status messages of the WAL stream (default: 10)
+    /// Seconds between status messages (default: 10)
     #[arg(short = 's', long, value_name = "INTERVAL", help_heading = CONNECTION, allow_hyphen_values = true)]
     status_interval: Option<OsString>,
     /// Role to connect as
