@@ -26,6 +26,7 @@ fi
 
 export HOME=${PPB_HOME:-/} USER=$user LOGNAME=$user
 unset XDG_CACHE_HOME XDG_CONFIG_HOME XDG_RUNTIME_DIR TMPDIR
+if [ -n "${PPB_HOME:-}" ]; then export TMPDIR=$PPB_HOME; fi
 
 # setpriv first: it becomes the command, so that signals reach it.
 if command -v setpriv >/dev/null; then

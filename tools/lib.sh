@@ -109,11 +109,12 @@ require_free() {
 SCRATCH=
 JOB=
 
-# A directory of our own for servers and tests, owned by the user who runs them. In /tmp for
-# root, whose TMPDIR the other user might not be allowed into.
+# A directory of our own for servers and tests, owned by the user who runs them; their temporary
+# files go there too. In /tmp for root, whose TMPDIR the other user might not be allowed into, and
+# where TMPDIR is long: the name of a socket has room for 107 bytes.
 make_scratch() {
 	local base=${TMPDIR:-/tmp} user
-	if [ "$(id -u)" -eq 0 ]; then base=/tmp; fi
+	if [ "$(id -u)" -eq 0 ] || [ ${#base} -gt 40 ]; then base=/tmp; fi
 	SCRATCH=$(mktemp -d "$base/ppb.XXXXXX")
 	trap scratch_exit EXIT
 	trap 'exit 130' INT
@@ -121,7 +122,7 @@ make_scratch() {
 	mkdir "$SCRATCH/home"
 	user=$("$TOOLS/as-user.sh" --name)
 	if [ "$(id -u)" -eq 0 ]; then chown -R "$user:" "$SCRATCH"; fi
-	export PPB_HOME=$SCRATCH/home
+	export PPB_HOME=$SCRATCH/home TMPDIR=$SCRATCH/home
 }
 
 as_user() { "$TOOLS/as-user.sh" "$@" 9>&-; }
