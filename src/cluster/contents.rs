@@ -1,7 +1,7 @@
 //! Which files a backup has: the exclusions of basebackup.c, in one place for the walk and for
 //! the check of a path that a client asks for, so that the two cannot differ.
 
-use crate::cluster::relation::{RelationFile, is_temporary};
+use crate::cluster::relation::{RelationFile, database_of, is_temporary, split};
 use crate::cluster::{Layout, Tablespace};
 use protocol::BackupPath;
 
@@ -81,21 +81,9 @@ pub struct RelationDir {
 }
 
 impl RelationDir {
-    /// Reads a directory's path relative to the data directory, by the rule of `sendDir`
-    /// (basebackup.c), which compares prefixes: a directory of digits directly under the data
-    /// directory counts too.
+    /// Reads a directory's path relative to the data directory.
     pub fn of(layout: &Layout, directory: &[u8]) -> Option<Self> {
-        if directory == b"global" {
-            return Some(Self { database: 0 });
-        }
-        let (parent, name) = split(directory);
-        if directory.is_empty() || !name.iter().all(u8::is_ascii_digit) {
-            return None;
-        }
-        let under_base = b"base".starts_with(parent);
-        let under_tablespace =
-            !layout.version_directory.is_empty() && parent.ends_with(&layout.version_directory);
-        (under_base || under_tablespace).then(|| Self { database: wrapping_number(name) })
+        database_of(directory, &layout.version_directory).map(|database| Self { database })
     }
 }
 
@@ -188,19 +176,6 @@ pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
 fn is_tablespace_entry(layout: &Layout, directory: &[u8]) -> bool {
     let (parent, name) = split(directory);
     parent == TABLESPACE_DIR && layout.tablespace(name).is_some()
-}
-
-/// The directory that a path is in, empty for the data directory, and its last component.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match memchr::memrchr(b'/', path) {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (b"", path),
-    }
-}
-
-/// `atooid`: what does not fit wraps, as it does in the server.
-fn wrapping_number(digits: &[u8]) -> u32 {
-    digits.iter().fold(0u32, |value, digit| value.wrapping_mul(10).wrapping_add(u32::from(digit - b'0')))
 }
 
 #[cfg(test)]

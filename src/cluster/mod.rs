@@ -1,14 +1,14 @@
-//! What a data directory is: which files a backup has, how to walk and to open them, what their
-//! pages look like. Names no PostgreSQL function, so that it is tested without a server.
+//! What a data directory is: which files a backup has, how to walk and to open them. Names no
+//! PostgreSQL function, so that it is tested without a server. What the client must see in the same
+//! way, relation files and their pages, is in a crate of its own.
 
 pub mod contents;
 pub mod open;
-pub mod page;
-pub mod relation;
 pub mod wal;
 pub mod walk;
 
 use bytes::{Buf, BufMut};
+pub use pages::{page, relation};
 
 /// A tablespace as START_BACKUP found it.
 #[derive(Debug, Clone, PartialEq, Eq)]

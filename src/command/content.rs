@@ -11,7 +11,7 @@ use protocol::{BackupPath, CommandKind, DigestAlgorithm};
 use crate::backup::handle::Handle;
 use crate::cluster::contents::{Member, WAL_DIR, member};
 use crate::cluster::open::{Opened, open_member, open_wal_file};
-use crate::cluster::page::{BLOCK_SIZE, SEGMENT_BLOCKS};
+use crate::cluster::page::BLOCK_SIZE;
 use crate::cluster::wal::{WalFile, WalRange};
 use crate::error::{Error, Result};
 use crate::pg::progress::{self, Phase};
@@ -136,7 +136,7 @@ impl Transfer<'_> {
         let relation = member.relation;
         let pages = relation.filter(|_| self.verify).map(|(relation, _)| PageCheck {
             start_lsn: self.pace.handle.facts.start_lsn,
-            first_block: relation.segment.wrapping_mul(SEGMENT_BLOCKS),
+            first_block: relation.first_block(),
         });
         let (offset, length) = clamp(request.range, metadata.len());
         let failures = self.send(&request.path, &file, &metadata, (offset, length), pages, || Ok(()))?;

@@ -1,4 +1,8 @@
-//! Names of relation files.
+//! Names of relation files, and of the directories that hold them.
+
+use protocol::BackupPath;
+
+use crate::page::SEGMENT_BLOCKS;
 
 /// The largest relation segment number and relfilenode: both are uint32 on disk.
 const MAX_NUMBER: u64 = u32::MAX as u64;
@@ -45,10 +49,47 @@ impl RelationFile {
         Some(Self { number, fork, segment })
     }
 
+    /// The number of the file's first block in its fork.
+    pub fn first_block(&self) -> u32 {
+        self.segment.wrapping_mul(SEGMENT_BLOCKS)
+    }
+
     /// The file whose presence says that the relation is unlogged.
     pub fn init_fork_name(&self) -> Vec<u8> {
         format!("{}_init", self.number).into_bytes()
     }
+}
+
+/// The database whose relations a directory holds, 0 for `global`; `None` for any other directory.
+/// `directory` is relative to the data directory, a tablespace's files stand under
+/// `pg_tblspc/<oid>`, and `version_directory` is the one there that belongs to the server.
+///
+/// The rule of `sendDir` (basebackup.c), which compares prefixes: a directory of digits directly
+/// under the data directory counts too.
+pub fn database_of(directory: &[u8], version_directory: &[u8]) -> Option<u32> {
+    if directory == b"global" {
+        return Some(0);
+    }
+    let (parent, name) = split(directory);
+    if directory.is_empty() || !name.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let under_base = b"base".starts_with(parent);
+    let under_tablespace = !version_directory.is_empty() && parent.ends_with(version_directory);
+    (under_base || under_tablespace).then(|| wrapping_number(name))
+}
+
+/// For whoever knows a listed file by its path alone: the number of the file's first block in its
+/// fork if the file has pages. A tablespace's listing has the server's own version directory only,
+/// so that the path says which it is.
+pub fn first_block(path: &BackupPath) -> Option<u32> {
+    let (directory, name) = split(path.as_bytes());
+    let version_directory = match path.components().next() {
+        Some(b"pg_tblspc") => path.components().nth(2).filter(|name| name.starts_with(b"PG_")),
+        _ => None,
+    };
+    database_of(directory, version_directory.unwrap_or_default())?;
+    Some(RelationFile::parse(name)?.first_block())
 }
 
 /// Whether the name is a temporary relation's: `t<proc>_<relfilenode>`, then fork and segment
@@ -65,6 +106,19 @@ pub fn is_temporary(name: &[u8]) -> bool {
         rest.is_empty().then_some(())
     };
     parse().is_some()
+}
+
+/// The directory that a path is in, empty for the data directory, and its last component.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// `atooid`: what does not fit wraps, as it does in the server.
+fn wrapping_number(digits: &[u8]) -> u32 {
+    digits.iter().fold(0u32, |value, digit| value.wrapping_mul(10).wrapping_add(u32::from(digit - b'0')))
 }
 
 /// A positive number without leading zero, and what follows it.
@@ -150,6 +204,28 @@ mod tests {
             (b"", false),
         ] {
             assert_eq!(is_temporary(name), expected, "{}", String::from_utf8_lossy(name));
+        }
+    }
+
+    #[test]
+    fn files_with_pages() {
+        for (path, expected) in [
+            ("base/5/16384", Some(0)),
+            ("base/5/16384_vm.2", Some(262_144)),
+            ("global/1262", Some(0)),
+            ("pg_tblspc/16384/PG_18_202506291/5/16390.1", Some(131_072)),
+            ("pg_tblspc/16384/XX_18_202506291/5/16390", None),
+            ("pg_tblspc/16384/PG_18_202506291/16390", None),
+            // sendDir compares prefixes.
+            ("7/16384", Some(0)),
+            ("base/5/PG_VERSION", None),
+            ("base/99999", None),
+            ("pg_xact/0000", None),
+            ("pg_xact/99999", None),
+            ("16384", None),
+            ("global/pg_filenode.map", None),
+        ] {
+            assert_eq!(first_block(&BackupPath::from_bytes(path).unwrap()), expected, "{path}");
         }
     }
 }
