@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::path::Path;
+use std::rc::Rc;
 
 use protocol::command::{FileRequest, Range, SendFilesContent};
 use protocol::frame::Compression;
@@ -139,7 +140,7 @@ impl Transfer<'_> {
             first_block: relation.first_block(),
         });
         let (offset, length) = clamp(request.range, metadata.len());
-        let failures = self.send(&request.path, &file, &metadata, (offset, length), pages, || Ok(()))?;
+        let failures = self.send(&request.path, file, &metadata, (offset, length), pages, || Ok(()))?;
         if let Some((_, directory)) = relation.filter(|_| failures > 0) {
             checksum_stats::report(directory.database, failures);
         }
@@ -165,21 +166,28 @@ impl Transfer<'_> {
         if matches!(kind, WalFile::Segment(_)) && metadata.len() != range.segment_size {
             return Err(Error::WalSize { segment: text() });
         }
-        self.send(path, &file, &metadata, (0, metadata.len()), None, check)?;
+        self.send(path, file, &metadata, (0, metadata.len()), None, check)?;
         Ok(())
     }
 
     fn send(
         &mut self,
         path: &BackupPath,
-        file: &File,
+        file: File,
         metadata: &Metadata,
         (offset, length): (u64, u64),
         pages: Option<PageCheck>,
         after_read: impl Fn() -> Result<()>,
     ) -> Result<u32> {
-        let content =
-            Content { path: path.as_bytes(), file, metadata, offset, length, pages, digest: self.digest };
+        let content = Content {
+            path: path.as_bytes(),
+            file: Rc::new(file),
+            metadata,
+            offset,
+            length,
+            pages,
+            digest: self.digest,
+        };
         let sent = self.sender.send(&content, &self.pace, after_read)?;
         self.pace.handle.slot.count_file(sent.bytes, sent.checksum_failures);
         Ok(sent.checksum_failures)

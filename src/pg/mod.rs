@@ -13,6 +13,7 @@ pub mod exit;
 pub mod guard;
 pub mod interrupt;
 pub mod node;
+pub mod page_cache;
 pub mod procedure;
 pub mod progress;
 pub mod report;

@@ -36,6 +36,11 @@ mod external {
         pub static PqCommMethods: *const PqCommMethods;
         pub static FeBeWaitSet: *mut pg_sys::WaitEventSet;
     }
+
+    #[allow(unsafe_code)]
+    unsafe extern "C-unwind" {
+        pub fn secure_write(port: *mut pg_sys::Port, bytes: *const std::ffi::c_void, length: usize) -> isize;
+    }
 }
 
 /// FeBeWaitSetSocketPos: the socket's place in FeBeWaitSet.
@@ -73,15 +78,8 @@ impl Socket {
 
     /// Begins a CopyData message of `length` bytes with `head`, its first byte. What libpq still
     /// holds goes out before. Exactly `length - 1` bytes must follow.
-    #[allow(unsafe_code)]
     pub fn begin_copy_data(&self, head: u8, length: usize) -> Result<(), ConnectionLost> {
-        // SAFETY: the method table is set for every session.
-        unsafe {
-            let flush = (*external::PqCommMethods).flush;
-            if guarded(|| flush()) != 0 {
-                return Err(ConnectionLost);
-            }
-        }
+        flush()?;
         // The length counts itself.
         let announced = u32::try_from(length + 4).unwrap_or(u32::MAX).to_be_bytes();
         let header = [tag::COPY_DATA, announced[0], announced[1], announced[2], announced[3], head];
@@ -189,6 +187,43 @@ impl Socket {
             }
         }
     }
+}
+
+/// Sends a message past libpq's send buffer, which older servers fill and empty 8 kB at a time
+/// (before 17). Encrypted or not.
+#[allow(unsafe_code)]
+pub fn put_large_message(tag: u8, payload: &[u8]) -> Result<(), ConnectionLost> {
+    flush()?;
+    let announced = u32::try_from(payload.len() + 4).unwrap_or(u32::MAX).to_be_bytes();
+    for mut bytes in [&[tag, announced[0], announced[1], announced[2], announced[3]][..], payload] {
+        while !bytes.is_empty() {
+            // SAFETY: the port is the session's; the bytes are readable for their length. The
+            // flush before has made the write wait where the socket is full.
+            let count = unsafe {
+                let port = pg_sys::MyProcPort;
+                guarded(|| external::secure_write(port, bytes.as_ptr().cast(), bytes.len()))
+            };
+            match usize::try_from(count) {
+                Ok(count) if count > 0 => bytes = &bytes[count..],
+                _ => match Trouble::of(&io::Error::last_os_error()) {
+                    Trouble::Interrupted | Trouble::Full if count < 0 => {}
+                    _ => return Err(lost()),
+                },
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sends what libpq still holds, and puts it into blocking mode.
+#[allow(unsafe_code)]
+fn flush() -> Result<(), ConnectionLost> {
+    // SAFETY: the method table is set for every session.
+    let flushed = unsafe {
+        let flush = (*external::PqCommMethods).flush;
+        guarded(|| flush())
+    };
+    if flushed == 0 { Ok(()) } else { Err(ConnectionLost) }
 }
 
 /// What a failed call on the socket means.

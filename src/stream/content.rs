@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::rc::Rc;
 
 use protocol::frame::{Compression, DATA_TAG, FileBegin, FileEnd, Frame, MAX_FRAME};
 use protocol::{DigestAlgorithm, Lsn};
@@ -13,6 +14,7 @@ use crate::pg::interrupt::while_reading;
 use crate::pg::report;
 use crate::pg::socket::{ConnectionLost, Socket};
 use crate::pg::wire::{put_message, tag};
+use crate::stream::cache::CacheKeeper;
 use crate::stream::digest::FileDigest;
 
 /// File bytes in a data frame: small enough to stay in cache between reading, verifying, digest
@@ -56,7 +58,7 @@ pub struct Content<'a> {
     /// Its path, raw.
     pub path: &'a [u8],
     /// The file, opened.
-    pub file: &'a File,
+    pub file: Rc<File>,
     /// fstat's answer.
     pub metadata: &'a Metadata,
     /// Where to begin.
@@ -85,6 +87,7 @@ pub struct Sender {
     frame: Vec<u8>,
     /// Where bytes that nobody here has to look at may go past the buffer.
     socket: Option<Socket>,
+    cache: CacheKeeper,
 }
 
 impl Sender {
@@ -92,7 +95,7 @@ impl Sender {
     pub fn new() -> Self {
         let mut frame = vec![0; 1 + CHUNK];
         frame[0] = DATA_TAG;
-        Self { frame, socket: Socket::plain() }
+        Self { frame, socket: Socket::plain(), cache: CacheKeeper::default() }
     }
 
     /// Says that a file is not there.
@@ -118,7 +121,8 @@ impl Sender {
             path: content.path,
         }));
         let mut digest = FileDigest::new(content.digest);
-        let mut reader = Reader { content, verify: content.pages, at_end: false, failures: 0 };
+        let mut reader =
+            Reader { content, cache: &mut self.cache, verify: content.pages, at_end: false, failures: 0 };
         let direct = content.pages.is_none() && content.digest.is_empty() && content.length >= DIRECT_MINIMUM;
         let done = match &self.socket {
             Some(socket) if direct => send_direct(socket, &mut reader, &mut self.frame, pace, after_read)?,
@@ -151,6 +155,7 @@ fn send_buffered(
     while done < content.length {
         pace.poll()?;
         let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
+        reader.prepare(content.offset + done, length);
         let chunk = &mut frame[1..=length];
         reader.fill(chunk, content.offset + done)?;
         digest.update(chunk);
@@ -180,6 +185,7 @@ fn send_direct(
         pace.poll()?;
         let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
         pace.throttle(length as u64)?;
+        reader.prepare(content.offset + done, length);
         match direct_frame(socket, reader, buffer, content.offset + done, length) {
             Ok(None) => {}
             Ok(Some(error)) => return Err(error),
@@ -206,7 +212,7 @@ fn direct_frame(
     let mut sent = 0;
     let mut failure = None;
     if !reader.at_end {
-        let (count, error) = socket.send_file(content.file, offset, length)?;
+        let (count, error) = socket.send_file(&content.file, offset, length)?;
         sent = count;
         // Some file systems cannot do it, and some errors pass: reading says which.
         if error.is_some() {
@@ -244,6 +250,7 @@ impl Default for Sender {
 /// Reads a file that may change meanwhile.
 struct Reader<'a> {
     content: &'a Content<'a>,
+    cache: &'a mut CacheKeeper,
     verify: Option<PageCheck>,
     /// The file ended before its announced length; the rest is zeroes.
     at_end: bool,
@@ -251,6 +258,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Before a chunk is read, by whatever way.
+    fn prepare(&mut self, offset: u64, length: usize) {
+        let end = self.content.offset + self.content.length;
+        self.cache.before(&self.content.file, offset..offset + length as u64, end);
+    }
+
     /// Fills the buffer from `offset`, with zeroes from where the file ends, and verifies the
     /// pages in it.
     fn fill(&mut self, buffer: &mut [u8], offset: u64) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Bytes out: result sets, frames, digests and the rate limit.
 
+pub mod cache;
 pub mod content;
 pub mod digest;
 pub mod rows;

@@ -1,0 +1,66 @@
+//! Leaves the page cache as the server's work has filled it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::ops::Range;
+use std::rc::Rc;
+
+use crate::pg::page_cache;
+
+/// How far ahead of a transfer a file is looked at, and read in the background where it is cold.
+/// Farther than the kernel reads ahead by itself, so that what that brings in is not taken for
+/// the server's.
+const AHEAD: u64 = 2 * 1024 * 1024;
+
+/// Windows of files that are kept for a while after they went out: a page that is still on its way
+/// through a socket cannot be let go. Together they are more than a socket's buffer holds.
+const KEPT: usize = 4;
+
+/// Looks at what a transfer is about to bring into the page cache, and lets it go afterwards.
+#[derive(Debug, Default)]
+pub struct CacheKeeper {
+    /// Up to where the file that is being sent was looked at.
+    looked: Option<(Rc<File>, u64)>,
+    behind: VecDeque<(Rc<File>, Vec<Range<u64>>)>,
+}
+
+impl CacheKeeper {
+    /// Before a part of a file is read, of which as much as up to `end` will be. Parts of a file
+    /// come in order.
+    pub fn before(&mut self, file: &Rc<File>, part: Range<u64>, end: u64) {
+        let from = match &self.looked {
+            Some((known, looked)) if Rc::ptr_eq(known, file) => *looked,
+            _ => part.start,
+        };
+        if from >= part.end {
+            return;
+        }
+        let to = (part.end + AHEAD).min(end);
+        self.looked = Some((Rc::clone(file), to));
+        let absent = page_cache::absent(file, from, usize::try_from(to - from).unwrap_or(0));
+        if absent.is_empty() {
+            return;
+        }
+        if to > part.end {
+            page_cache::will_need(file, part.end, to - part.end);
+        }
+        self.behind.push_back((Rc::clone(file), absent));
+        while self.behind.len() > KEPT {
+            self.let_one_go();
+        }
+    }
+
+    fn let_one_go(&mut self) {
+        if let Some((file, ranges)) = self.behind.pop_front() {
+            page_cache::let_go(&file, &ranges);
+        }
+    }
+}
+
+impl Drop for CacheKeeper {
+    fn drop(&mut self) {
+        while !self.behind.is_empty() {
+            self.let_one_go();
+        }
+    }
+}
