@@ -13,7 +13,7 @@ use ParallelBackup::Connection;
 use ParallelBackup::Test;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir;
-my $node = parallel_node('bare', preload => '', conf => "summarize_wal = on\n");
+my $node = parallel_node('bare', preload => '', conf => server_major() >= 17 ? "summarize_wal = on\n" : '');
 $node->safe_psql('postgres', 'CREATE TABLE t AS SELECT generate_series(1, 1000) AS id');
 
 # The commands without the library.
@@ -109,14 +109,17 @@ for my $replication (qw(true database))
 		'WITH on a physical connection');
 
 	# UPLOAD_MANIFEST asks for a copy; an invalid one is refused as before.
-	$conn->send_query('UPLOAD_MANIFEST');
-	$conn->read_until(sub { $_[0]{type} eq 'G' });
-	is($conn->reply->{copy_in}, 1, 'UPLOAD_MANIFEST: copy in');
-	$conn->send_message('d', "not a manifest\n");
-	$conn->send_message('c', '');
-	$reply = $conn->finish;
-	like($reply->{error}{message}, qr/manifest/, 'UPLOAD_MANIFEST: refusal');
-	still_works($conn, 'still usable after UPLOAD_MANIFEST');
+	if (server_major() >= 17)
+	{
+		$conn->send_query('UPLOAD_MANIFEST');
+		$conn->read_until(sub { $_[0]{type} eq 'G' });
+		is($conn->reply->{copy_in}, 1, 'UPLOAD_MANIFEST: copy in');
+		$conn->send_message('d', "not a manifest\n");
+		$conn->send_message('c', '');
+		$reply = $conn->finish;
+		like($reply->{error}{message}, qr/manifest/, 'UPLOAD_MANIFEST: refusal');
+		still_works($conn, 'still usable after UPLOAD_MANIFEST');
+	}
 
 	# The extended protocol stays closed.
 	$conn->send_message('P', "\0IDENTIFY_SYSTEM\0" . pack('n', 0));
@@ -159,12 +162,17 @@ for my $replication (qw(true database))
 	  or BAIL_OUT('set STOCK_INCLUDE to the server headers of the stock build');
 	ok(!-f "$include/replication/parallel_backup.h", 'and they are not the patched ones');
 
-	my $tags = slurp_file("$include/nodes/nodetags.h");
+	# Numbered one by one from 16; before, an enumeration that only begins with one.
+	my $tags = -f "$include/nodes/nodetags.h"
+	  ? slurp_file("$include/nodes/nodetags.h")
+	  : slurp_file("$include/nodes/nodes.h") =~ s/.*?^typedef enum NodeTag\n//msr =~ s/^\} NodeTag;.*//msr;
 	open my $out, '>', "$tempdir/stock_nodetags.h" or die $!;
-	my $ntags = 0;
-	while ($tags =~ /^\s*T_(\w+) = (\d+),/mg)
+	my ($ntags, $next) = (0, 0);
+	while ($tags =~ /^\s*T_(\w+)(?: = (\d+))?,?\s*(?:\/\*.*)?$/mg)
 	{
-		print $out qq({$2, "$1"},\n);
+		$next = $2 if defined $2;
+		print $out qq({$next, "$1"},\n) if $1 ne 'Invalid';
+		$next++;
 		$ntags++;
 	}
 	close $out;
@@ -228,7 +236,22 @@ for my $replication (qw(true database))
 	$conn->close;
 }
 
-# BASE_BACKUP, whole and incremental (UPLOAD_MANIFEST), and the copy started.
+# BASE_BACKUP, whole and, where there is such a thing, incremental (UPLOAD_MANIFEST), and the
+# copy started.
+if (server_major() < 17)
+{
+	my $copy = PostgreSQL::Test::Cluster->new('copy');
+	command_ok(
+		[
+			'pg_basebackup', '--no-sync', '--checkpoint' => 'fast',
+			'--dbname' => $node->connstr('postgres'), '--pgdata' => $copy->data_dir
+		],
+		'pg_basebackup');
+	start_copy($copy);
+	is($copy->safe_psql('postgres', 'SELECT count(*), sum(id) FROM t'), '1000|500500', 'data of the copy');
+	$copy->stop;
+}
+else
 {
 	my $full = "$tempdir/full";
 	my $incremental = "$tempdir/incremental";

@@ -40,7 +40,7 @@ my %oid = map { $_ => $node->safe_psql('postgres', "SELECT oid FROM pg_tablespac
   qw(outside in_place inside);
 my %path = map { $_ => $node->safe_psql('postgres', "SELECT pg_relation_filepath('$_')") }
   qw(t1 t2 t3 u1);
-my ($version) = $path{t1} =~ m{/(PG_18_\d+)/};
+my ($version) = $path{t1} =~ m{/(PG_\d+_\d+)/};
 my $query = join(' UNION ALL ', map { "SELECT count(*), sum(id) FROM t$_" } 0 .. 3);
 my $expected = $node->safe_psql('postgres', $query);
 

@@ -140,7 +140,7 @@ sub is_backup_of
 	my $conn = connection($standby);
 	my $start = start_backup($conn);
 	my @id = (BACKUP_ID => $start->{backup_id});
-	is(fetch($worker, ['PG_VERSION'], @id)->{files}[0]{data}, "18\n", 'before promotion');
+	is(fetch($worker, ['PG_VERSION'], @id)->{files}[0]{data}, server_major() . "\n", 'before promotion');
 	$standby->promote;
 	ok($standby->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()'), 'promoted');
 	for my $case ([ $worker, "SEND_FILE_LIST (BACKUP_ID '$id[1]')" ],

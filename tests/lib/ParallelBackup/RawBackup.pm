@@ -282,9 +282,12 @@ sub _write_manifest
 		sprintf('{ "Timeline": %s, "Start-LSN": "%s", "End-LSN": "%s" }', @$_)
 	} @{ $stop->{ranges} };
 
-	my $text =
-	    qq({ "PostgreSQL-Backup-Manifest-Version": 2,\n)
-	  . qq("System-Identifier": $state->{start}{system_identifier},\n)
+	# Version 2, new in 17, names the system.
+	my $text = (
+		server_major() >= 17
+		? qq({ "PostgreSQL-Backup-Manifest-Version": 2,\n)
+		  . qq("System-Identifier": $state->{start}{system_identifier},\n)
+		: qq({ "PostgreSQL-Backup-Manifest-Version": 1,\n))
 	  . qq("Files": [\n)
 	  . join(",\n", @files)
 	  . qq(\n],\n"WAL-Ranges": [\n)

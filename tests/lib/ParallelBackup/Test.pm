@@ -19,12 +19,41 @@ use ParallelBackup::Frame qw(encode_path decode_path quote_literal);
 use ParallelBackup::Transfer;
 
 our @EXPORT = qw(
+  server_major wal_directories
   parallel_node connection start_copy
   start_backup list_files send_files_sql fetch stop_backup result_hash
   query_ok is_error is_report still_works
   file_tree compare_trees write_file make_file
   encode_path decode_path quote_literal
 );
+
+# The major version of the servers: that of the programs that are first in PATH.
+sub server_major
+{
+	our $major //= do
+	{
+		my ($version) = run_command([ 'pg_config', '--version' ]);
+		$version =~ /^PostgreSQL (\d+)/ or croak "unknown version \"$version\"";
+		$1;
+	};
+	return $major;
+}
+
+# The directories that BASE_BACKUP puts into pg_wal.
+sub wal_directories
+{
+	return server_major() >= 17 ? qw(archive_status summaries) : qw(archive_status);
+}
+
+# New in 16.
+if (!PostgreSQL::Test::Cluster->can('wait_for_replay_catchup'))
+{
+	no strict 'refs';
+	*{'PostgreSQL::Test::Cluster::wait_for_replay_catchup'} = sub {
+		my ($self, $standby, $node) = @_;
+		$self->wait_for_catchup($standby, 'replay', ($node // $self)->lsn('flush'));
+	};
+}
 
 # A started node with the library preloaded, without autovacuum, so that what
 # the test does not touch stays as it is.
@@ -43,6 +72,8 @@ sub parallel_node
 
 	push @extra, '--no-locale', '--encoding=UTF8',
 	  '--wal-segsize=' . ($params{segsize} // 1);
+	# The default from 18.
+	push @extra, '--data-checksums' if server_major() < 18;
 	$node->init(allows_streaming => 1, %init, extra => \@extra);
 	$node->append_conf('postgresql.conf', <<CONF);
 autovacuum = off
