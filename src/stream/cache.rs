@@ -7,9 +7,10 @@ use std::rc::Rc;
 
 use crate::pg::page_cache;
 
-/// How far ahead of a transfer a file is looked at, and read in the background where it is cold.
-/// Farther than the kernel reads ahead by itself, so that what that brings in is not taken for
-/// the server's.
+/// How far ahead of a transfer, at least, a file is looked at, and read in the background where it
+/// is cold. Farther than the kernel reads ahead by itself, so that what that brings in is not taken
+/// for the server's. Windows end at multiples of it: the kernel lets go whole folios only, which
+/// must not lie across two windows.
 const AHEAD: u64 = 2 * 1024 * 1024;
 
 /// Windows of files that are kept for a while after they went out: a page that is still on its way
@@ -35,7 +36,7 @@ impl CacheKeeper {
         if from >= part.end {
             return;
         }
-        let to = (part.end + AHEAD).min(end);
+        let to = (part.end + AHEAD).next_multiple_of(AHEAD).min(end);
         self.looked = Some((Rc::clone(file), to));
         let absent = page_cache::absent(file, from, usize::try_from(to - from).unwrap_or(0));
         if absent.is_empty() {
