@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,9 +23,10 @@ use crate::progress::{self, Counters};
 use crate::queue::{FileList, Queue};
 use crate::recovery;
 use crate::report;
+use crate::split::Splits;
 use crate::sync;
 use crate::target::{Modes, Target};
-use crate::transfer::{SharedManifest, Work, manifest_error};
+use crate::transfer::{SharedManifest, Work, manifest_error, may_split};
 use crate::wal::{self, SegmentSize};
 use crate::walstream::{self, End, Plan, quoted_identifier};
 
@@ -46,7 +47,9 @@ const NEVER_LISTED: [&str; 5] =
 /// Takes the backup. All errors but the one returned have been reported.
 pub fn run(options: &Options, abort: &Arc<Abort>) -> Result<()> {
     // Before the server is bothered: nobody has to wait for a checkpoint to hear of a typing error.
-    check_empty(&options.target)?;
+    if !options.discard {
+        check_empty(&options.target)?;
+    }
     if let Some(waldir) = &options.waldir {
         check_empty(waldir)?;
     }
@@ -131,6 +134,8 @@ struct Start {
     timeline: u32,
     id: BackupId,
     segment_size: SegmentSize,
+    /// Whether the cluster has page checksums.
+    data_checksums: bool,
     tablespaces: Vec<Tablespace>,
     label_file: Vec<u8>,
 }
@@ -164,7 +169,9 @@ impl Backup<'_> {
         let options = self.options;
         let server_version = coordinator.server_version();
 
-        self.cleanup.take(Purpose::Data, &options.target, modes.directory)?;
+        if !options.discard {
+            self.cleanup.take(Purpose::Data, &options.target, modes.directory)?;
+        }
         let mut target = Target::new(options.target.clone(), modes);
         if let Some(waldir) = &options.waldir {
             self.cleanup.take(Purpose::Wal, waldir, modes.directory)?;
@@ -181,7 +188,9 @@ impl Backup<'_> {
         if start.segment_size.bytes() != segment_size {
             return Err(Error::local("WAL segment size does not match between connections"));
         }
-        self.prepare_directories(&mut target, &start, server_version)?;
+        if !options.discard {
+            self.prepare_directories(&mut target, &start, server_version)?;
+        }
         let algorithm = options.manifest.map_or(DigestAlgorithm::Crc32c, |manifest| manifest.checksums);
         let manifest = self.begin_manifest(&target, server_version, system.identifier)?;
 
@@ -218,8 +227,14 @@ impl Backup<'_> {
                 &mut workers,
                 &start,
                 Work {
-                    queue: &Queue::new(FileList::default(), 1),
+                    queue: &Queue::new(FileList::default(), 1, false),
+                    splits: &Splits::default(),
                     target: &target,
+                    discard: options.discard,
+                    pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
+                    verify: options.verify,
+                    past_libpq: options.past_libpq,
+                    sync: options.sync != Sync::None,
                     backup: start.id,
                     algorithm,
                     manifest: manifest.as_ref(),
@@ -250,6 +265,17 @@ impl Backup<'_> {
             None => error,
         })?;
         drop((coordinator, workers));
+        if let Some(peak) = peak_memory() {
+            self.say(format_args!("used at most {peak} of memory"));
+        }
+        if options.discard {
+            return if stop.checksum_failures > 0 {
+                Err(Error::new(Kind::ChecksumFailure, "checksum error occurred"))
+            } else {
+                self.say("base backup received and discarded");
+                Ok(())
+            };
+        }
 
         if let Some(settings) = &connections.recovery_settings {
             write_recovery_conf(&target, settings)?;
@@ -342,6 +368,7 @@ impl Backup<'_> {
             timeline,
             id: number(&first, 0, 2)?,
             segment_size: SegmentSize::new(number(&first, 0, 5)?)?,
+            data_checksums: number::<i32>(&first, 0, 7)? != 0,
             tablespaces,
             label_file: bytes(&third, 0, 0)?.to_vec(),
         };
@@ -392,7 +419,7 @@ impl Backup<'_> {
         server_version: i32,
         system: u64,
     ) -> Result<Option<SharedManifest>> {
-        let Some(options) = self.options.manifest else { return Ok(None) };
+        let Some(options) = self.options.manifest.filter(|_| !self.options.discard) else { return Ok(None) };
         let path = target.root().join(MANIFEST_UNDER_WAY);
         let file = BufWriter::new(target.create(&path, target.modes().file)?);
         Manifest::new(file, options, server_version, system)
@@ -409,7 +436,7 @@ impl Backup<'_> {
         work: Work<'_>,
     ) -> Result<Stop> {
         let list = self.list(coordinator, start.id, work.target)?;
-        let queue = Queue::new(list, self.options.jobs);
+        let queue = Queue::new(list, self.options.jobs, may_split(work.algorithm));
         let work = Work { queue: &queue, ..work };
         let jobs = workers.len();
         self.fetch(&work, coordinator, workers)?;
@@ -453,7 +480,7 @@ impl Backup<'_> {
                 checked = true;
             }
             for row in 0..answer.rows() {
-                add_listed(&answer, row, target, &mut list)?;
+                add_listed(&answer, row, (!self.options.discard).then_some(target), &mut list)?;
             }
             self.abort.check()?;
         }
@@ -515,7 +542,7 @@ impl Backup<'_> {
             backup_id: Some(id),
             label: None,
             // Without WAL in the backup it is of use only once its WAL is in the archive.
-            wait: self.options.wal == Wal::None,
+            wait: self.options.wal == Wal::None && !self.options.discard,
         });
         let doing = |error: Error| error.context("backup failed");
         let began = Instant::now();
@@ -587,7 +614,7 @@ impl Backup<'_> {
                 .map_err(|error| Error::local(format!("unexpected WAL file name \"{name}\": {error}")))?;
             list.push(&path, size);
         }
-        let queue = Queue::new(list, self.options.jobs);
+        let queue = Queue::new(list, self.options.jobs, false);
         let work = Work { queue: &queue, ..*work };
         self.fetch(&work, coordinator, workers)?;
         // Marked as archived, or a copy that is promoted would archive them once more.
@@ -636,7 +663,7 @@ impl Backup<'_> {
     }
 }
 
-fn add_listed(answer: &Answer, row: usize, target: &Target, list: &mut FileList) -> Result<()> {
+fn add_listed(answer: &Answer, row: usize, target: Option<&Target>, list: &mut FileList) -> Result<()> {
     let name = bytes(answer, row, 0)?;
     let path = BackupPath::parse(name).map_err(|error| {
         Error::local(format!(
@@ -645,7 +672,10 @@ fn add_listed(answer: &Answer, row: usize, target: &Target, list: &mut FileList)
         ))
     })?;
     match bytes(answer, row, 1)? {
-        b"d" => target.make_listed(&path, number(answer, row, 4)?),
+        b"d" => match target {
+            Some(target) => target.make_listed(&path, number(answer, row, 4)?),
+            None => Ok(()),
+        },
         b"f" => {
             if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes()) {
                 return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
@@ -683,12 +713,17 @@ fn add_own_file(
 
 fn write_recovery_conf(target: &Target, settings: &[u8]) -> Result<()> {
     let path = target.root().join(recovery::SETTINGS_FILE);
+    let is_new = !path.exists();
     let mut file: File = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(target.modes().file)
         .open(&path)
         .map_err(|error| Error::io("open file", &path, &error))?;
+    if is_new {
+        file.set_permissions(fs::Permissions::from_mode(target.modes().file))
+            .map_err(|error| Error::io("set permissions on file", &path, &error))?;
+    }
     file.write_all(settings).map_err(|error| Error::io("write to file", &path, &error))?;
     target.write(recovery::SIGNAL_FILE, b"")
 }
@@ -717,6 +752,12 @@ fn parse_size(setting: &str) -> Result<u64> {
 
 fn canonical(path: &Path) -> Result<std::path::PathBuf> {
     fs::canonicalize(path).map_err(|error| Error::io("access directory", path, &error))
+}
+
+/// The most memory that this process has had, as Linux counts it.
+fn peak_memory() -> Option<String> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().to_owned())
 }
 
 fn no_pipe(error: &std::io::Error) -> Error {

@@ -14,7 +14,8 @@ use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
 use crate::options::{ConnectionOptions, PasswordPrompt};
 use crate::pq::{self, Answer, CopyData, CopyRead, Keyword, Pg, Status};
-use crate::report::PROGRAM;
+use crate::report::{self, PROGRAM};
+use crate::wire::{CopySink, Event, Wire};
 
 /// Oldest server: its BASE_BACKUP has the option syntax and the rules that the protocol builds on.
 const OLDEST_SERVER: i32 = 150_000;
@@ -48,6 +49,8 @@ pub struct Session {
     abort: Arc<Abort>,
     /// A command was sent and not all of its results were read.
     running: bool,
+    /// Set once the socket is read without libpq: whatever comes unasked is read by it from then on.
+    wire: Option<Wire>,
 }
 
 /// What IDENTIFY_SYSTEM says.
@@ -111,7 +114,7 @@ impl Connector {
                 return Err(Error::local("could not determine server setting for \"integer_datetimes\""));
             }
         }
-        Ok(Session { pg, abort: Arc::clone(&self.abort), running: false })
+        Ok(Session { pg, abort: Arc::clone(&self.abort), running: false, wire: None })
     }
 
     /// From now on connections go to the very host, address and port that this one reached: with
@@ -205,6 +208,164 @@ impl Session {
     /// The server process at the other end.
     pub fn backend_pid(&self) -> i32 {
         self.pg.backend_pid()
+    }
+
+    /// Whether what the server sends travels as it is: a local socket, or TCP without encryption.
+    pub fn is_plain(&self) -> bool {
+        !self.pg.is_encrypted()
+    }
+
+    /// Sends a command that answers with a COPY and nothing else, and reads all of that. `past_libpq`
+    /// asks for the bytes to be read from the socket itself, where that can be.
+    pub fn copy_out(&mut self, command: &[u8], past_libpq: bool, sink: &mut impl CopySink) -> Result<()> {
+        if past_libpq && self.is_plain() {
+            // libpq is idle and its buffer empty: the answer to the last command was read to its end.
+            let mut wire = self.wire.take().unwrap_or_default();
+            let outcome = self.copy_out_of_socket(command, &mut wire, sink);
+            self.wire = Some(wire);
+            return outcome;
+        }
+        let nothing = || Error::connection("server sent no COPY data stream");
+        self.send(command)?;
+        if self.result()?.ok_or_else(nothing)?.status() != Status::PGRES_COPY_OUT {
+            return Err(nothing());
+        }
+        while let Some(message) = self.copy_data()? {
+            sink.message(&message)?;
+        }
+        // An error that ended the copy comes first: it says why something is missing.
+        self.finish()
+    }
+
+    fn copy_out_of_socket(
+        &mut self,
+        command: &[u8],
+        wire: &mut Wire,
+        sink: &mut impl CopySink,
+    ) -> Result<()> {
+        self.send_message(b'Q', command)?;
+        self.running = true;
+        let mut copying = false;
+        let mut complete = false;
+        let mut failure = None;
+        loop {
+            while let Some(event) = wire.next()? {
+                match event {
+                    Event::CopyBegins => copying = true,
+                    Event::Data(bytes) if copying => sink.data(bytes)?,
+                    Event::Message(payload) if copying => sink.message(payload)?,
+                    Event::CopyDone if copying => copying = false,
+                    Event::Complete if !copying => complete = true,
+                    Event::Error(error) => {
+                        copying = false;
+                        let kind = match error.state {
+                            Some(state) if !error.is_fatal => Kind::Server(state),
+                            _ => Kind::Connection,
+                        };
+                        failure.get_or_insert(Error::new(kind, error.text));
+                    }
+                    Event::Notice(notice) => report::print(&notice.text),
+                    Event::Ready => {
+                        self.running = false;
+                        return match failure {
+                            Some(error) => Err(error),
+                            None if complete => Ok(()),
+                            None => Err(unexpected("no command tag")),
+                        };
+                    }
+                    Event::Other => {}
+                    other => return Err(unexpected(&format!("{other:?}"))),
+                }
+            }
+            if let Err(error) = self.read_socket(wire) {
+                // What the server said before it went says more.
+                return Err(match failure {
+                    Some(last_words) if error.kind() == Kind::Connection => {
+                        Error::connection(last_words.message())
+                    }
+                    _ => error,
+                });
+            }
+        }
+    }
+
+    /// Reads what the socket has, and waits until it has something.
+    fn read_socket(&self, wire: &mut Wire) -> Result<()> {
+        loop {
+            let Some(socket) = self.pg.socket() else {
+                return Err(Error::connection("connection to server was lost"));
+            };
+            match rustix::io::read(socket, wire.space()) {
+                Ok(0) => {
+                    return Err(Error::connection(
+                        "server closed the connection unexpectedly\n\tThis probably means the server \
+                         terminated abnormally\n\tbefore or while processing the request.",
+                    ));
+                }
+                Ok(count) => {
+                    wire.filled(count);
+                    // A signal is heard even while bytes never cease to come.
+                    return self.abort.check();
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    self.wait(None, None)?;
+                }
+                Err(error) => {
+                    let error = std::io::Error::from(error);
+                    return Err(Error::connection(format!(
+                        "could not receive data from server: {}",
+                        crate::error::os_message(&error)
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Sends a message past libpq.
+    fn send_message(&self, kind: u8, text: &[u8]) -> Result<()> {
+        let length = u32::try_from(text.len() + 5).map_err(|_| Error::local("command is too long"))?;
+        let message = [&[kind][..], &length.to_be_bytes(), text, &[0]].concat();
+        let mut rest = &message[..];
+        while !rest.is_empty() {
+            let Some(socket) = self.pg.socket() else {
+                return Err(Error::connection("connection to server was lost"));
+            };
+            // The runtime ignores SIGPIPE.
+            match rustix::io::write(socket, rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    self.wait_for(PollFlags::OUT, None, None)?;
+                }
+                Err(error) => {
+                    let error = std::io::Error::from(error);
+                    return Err(Error::connection(format!(
+                        "could not send data to server: {}",
+                        crate::error::os_message(&error)
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what came unasked since the socket was read without libpq: notices, or the end.
+    fn read_unasked(&mut self, wire: &mut Wire) -> Result<()> {
+        loop {
+            while let Some(event) = wire.next()? {
+                match event {
+                    Event::Notice(notice) => report::print(&notice.text),
+                    Event::Error(error) => return Err(Error::connection(error.text)),
+                    Event::Other => {}
+                    other => return Err(unexpected(&format!("{other:?}"))),
+                }
+            }
+            if wire.is_empty() && !self.wait(Some(Duration::ZERO), None)? {
+                return Ok(());
+            }
+            self.read_socket(wire)?;
+        }
     }
 
     /// Sends a command.
@@ -326,6 +487,11 @@ impl Session {
 
     /// Notices a connection that was lost while nothing was asked of it.
     pub fn check_alive(&mut self) -> Result<()> {
+        if let Some(mut wire) = self.wire.take() {
+            let outcome = self.read_unasked(&mut wire);
+            self.wire = Some(wire);
+            return outcome;
+        }
         if self.wait(Some(Duration::ZERO), None)? && !self.pg.consume_input() || !self.pg.is_ok() {
             return Err(self.lost("connection to server was lost"));
         }
@@ -368,12 +534,21 @@ impl Session {
 
     /// Waits for the socket, the end of the backup or `also`. True if the socket has something.
     fn wait(&self, timeout: Option<Duration>, also: Option<std::os::fd::BorrowedFd<'_>>) -> Result<bool> {
+        self.wait_for(PollFlags::IN, timeout, also)
+    }
+
+    fn wait_for(
+        &self,
+        what: PollFlags,
+        timeout: Option<Duration>,
+        also: Option<std::os::fd::BorrowedFd<'_>>,
+    ) -> Result<bool> {
         let Some(socket) = self.pg.socket() else {
             return Err(self.lost("connection to server was lost"));
         };
         let mut descriptors = vec![
             PollFd::from_borrowed_fd(self.abort.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(socket, PollFlags::IN),
+            PollFd::from_borrowed_fd(socket, what),
         ];
         if let Some(also) = also {
             descriptors.push(PollFd::from_borrowed_fd(also, PollFlags::IN));

@@ -3,13 +3,15 @@
 //!
 //! `backup` says in which order things happen, the modules below it how:
 //! - `options`, `tablespace`: the command line;
-//! - `pq` (the only one with unsafe code), `connection`: libpq and commands over it;
-//! - `queue`, `receive`, `transfer`, `digest`: files and who fetches them;
-//! - `target`, `cleanup`, `sync`: the directory that is written;
+//! - `pq` (libpq, unsafe code), `connection`: commands; `wire`: transfers read past libpq;
+//! - `queue`, `receive`, `transfer`, `split`, `digest`: files and who fetches them;
+//! - `target`, `cleanup`, `sync`, `os` (unsafe code): the directory that is written;
 //! - `wal`, `walstream`, `manifest`, `recovery`: what makes it a backup;
 //! - `abort`, `error`, `report`, `progress`: what the user hears.
 
 mod abort;
+#[cfg(test)]
+mod allocations;
 mod backup;
 mod cleanup;
 mod connection;
@@ -17,18 +19,21 @@ mod digest;
 mod error;
 mod manifest;
 mod options;
+mod os;
 mod pq;
 mod progress;
 mod queue;
 mod receive;
 mod recovery;
 mod report;
+mod split;
 mod sync;
 mod tablespace;
 mod target;
 mod transfer;
 mod wal;
 mod walstream;
+mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -66,6 +71,8 @@ fn run() -> Result<()> {
                 Abort::new().map_err(|error| Error::local(format!("could not create pipe: {error}")))?;
             let abort = Arc::new(abort);
             watch_signals(&abort)?;
+            // Nobody else may look into a file before it has the mode that the server says.
+            rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
             backup::run(&options, &abort)
         }
     }

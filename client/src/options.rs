@@ -45,8 +45,14 @@ pub struct Options {
     pub sync: Sync,
     /// What the manifest is to be, if there is to be one.
     pub manifest: Option<ManifestOptions>,
-    /// Whether the server verifies page checksums.
+    /// Whether page checksums are verified.
     pub verify_checksums: bool,
+    /// Who verifies them and makes the digests; by the kind of connection if it was not said.
+    pub verify: Option<Side>,
+    /// Write nothing: to measure what it costs to get here.
+    pub discard: bool,
+    /// Read transfers from the socket without libpq, where that can be.
+    pub past_libpq: bool,
     /// Whether the server estimates sizes for its own progress view.
     pub estimate_size: bool,
     /// How to connect.
@@ -83,6 +89,15 @@ pub enum Slot {
         /// Whether it is to be created.
         create: bool,
     },
+}
+
+/// An end of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// This one.
+    Client,
+    /// The other.
+    Server,
 }
 
 /// How the copy gets to disk.
@@ -237,9 +252,19 @@ struct Arguments {
     /// Use no temporary replication slot
     #[arg(long, help_heading = GENERAL)]
     no_slot: bool,
-    /// Do not have the server verify page checksums
+    /// Do not verify page checksums
     #[arg(long, help_heading = GENERAL)]
     no_verify_checksums: bool,
+    /// Who verifies pages and makes the manifest's checksums (default: client on connections
+    /// without encryption, else server)
+    #[arg(long, value_name = "client|server", help_heading = GENERAL)]
+    verify: Option<OsString>,
+    /// Receive and verify everything and write nothing, for measuring
+    #[arg(long, help_heading = GENERAL)]
+    discard: bool,
+    /// Let libpq read transfers on every connection, for measuring
+    #[arg(long, hide = true)]
+    through_libpq: bool,
     /// How files get to disk
     #[arg(long, value_name = "fsync|syncfs", help_heading = GENERAL)]
     sync_method: Option<OsString>,
@@ -324,6 +349,7 @@ fn check(raw: Arguments) -> Result<Options> {
     let method = match raw.wal_method.as_deref().map(OsStr::as_bytes) {
         Some(b"n" | b"none") => Method::None,
         Some(b"f" | b"fetch") => Method::Fetch,
+        None if raw.discard => Method::None,
         None | Some(b"s" | b"stream") => Method::Stream,
         Some(_) => {
             return Err(Error::local(format!(
@@ -342,6 +368,17 @@ fn check(raw: Arguments) -> Result<Options> {
             )));
         }
     };
+    let verify = match raw.verify.as_deref().map(OsStr::as_bytes) {
+        None => None,
+        Some(b"client") => Some(Side::Client),
+        Some(b"server") => Some(Side::Server),
+        Some(_) => {
+            return Err(Error::local(format!(
+                "invalid verify argument \"{}\", must be \"client\" or \"server\"",
+                shown(raw.verify.as_deref())
+            )));
+        }
+    };
     let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
 
     if let Some(first) = raw.rest.first() {
@@ -350,8 +387,23 @@ fn check(raw: Arguments) -> Result<Options> {
             first.to_string_lossy()
         )));
     }
-    let Some(target) = raw.pgdata else {
-        return Err(Error::usage("must specify output directory"));
+    if raw.discard {
+        for (option, given) in [
+            ("--pgdata", raw.pgdata.is_some()),
+            ("--wal-method", !matches!(method, Method::None)),
+            ("--waldir", raw.waldir.is_some()),
+            ("--tablespace-mapping", !raw.tablespace_mapping.is_empty()),
+            ("--write-recovery-conf", raw.write_recovery_conf),
+        ] {
+            if given {
+                return Err(incompatible("--discard", option));
+            }
+        }
+    }
+    let target = match raw.pgdata {
+        Some(target) => target,
+        None if raw.discard => OsString::new(),
+        None => return Err(Error::usage("must specify output directory")),
     };
     if raw.slot.is_some() && !matches!(method, Method::Stream) {
         return Err(Error::usage("replication slots can only be used with WAL streaming"));
@@ -417,10 +469,14 @@ fn check(raw: Arguments) -> Result<Options> {
         waldir,
         write_recovery_conf: raw.write_recovery_conf,
         no_clean: raw.no_clean,
-        sync: if raw.no_sync { Sync::None } else { sync_method },
+        sync: if raw.no_sync || raw.discard { Sync::None } else { sync_method },
+        // What --discard would write into it is made all the same.
         manifest: (!raw.no_manifest)
             .then_some(ManifestOptions { checksums, force_encode: raw.manifest_force_encode }),
         verify_checksums: !raw.no_verify_checksums,
+        verify,
+        discard: raw.discard,
+        past_libpq: !raw.through_libpq,
         estimate_size: !raw.no_estimate_size,
         connection: ConnectionOptions {
             conninfo: raw.dbname,
@@ -561,7 +617,8 @@ mod tests {
             options.manifest,
             Some(ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false })
         );
-        assert!(options.estimate_size && options.verify_checksums);
+        assert!(options.estimate_size && options.verify_checksums && options.past_libpq);
+        assert!(options.verify.is_none() && !options.discard);
         assert_eq!(options.connection, ConnectionOptions::default());
     }
 
@@ -590,6 +647,7 @@ mod tests {
             "--manifest-checksums=sha256",
             "--manifest-force-encode",
             "--no-verify-checksums",
+            "--verify=server",
             "--sync-method",
             "syncfs",
             "-d",
@@ -622,6 +680,15 @@ mod tests {
         assert_eq!(options.connection.host.unwrap(), "b");
         assert!(options.write_recovery_conf && options.no_clean && options.progress && options.verbose);
         assert!(!options.verify_checksums);
+        assert_eq!(options.verify, Some(Side::Server));
+    }
+
+    #[test]
+    fn discard_needs_no_place() {
+        let options = options(&["--discard", "--verify", "client"]).unwrap();
+        assert!(options.discard);
+        assert_eq!(options.verify, Some(Side::Client));
+        assert_eq!((options.wal, options.sync), (Wal::None, Sync::None));
     }
 
     #[test]
@@ -641,6 +708,12 @@ mod tests {
             (&["-D", "x", "--no-slot", "-S", "s"], "--no-slot cannot be used with slot name"),
             (&["-D", "x", "-C"], "--create-slot needs a slot to be specified using --slot"),
             (&["-D", "x", "-C", "--no-slot"], "--create-slot needs a slot to be specified using --slot"),
+            (&["-D", "x", "--discard"], "--discard and --pgdata are incompatible options"),
+            (&["--discard", "-X", "fetch"], "--discard and --wal-method are incompatible options"),
+            (
+                &["-D", "x", "--verify=both"],
+                "invalid verify argument \"both\", must be \"client\" or \"server\"",
+            ),
             (&["-D", "x", "--waldir", "w"], "WAL directory location must be an absolute path"),
             (
                 &["-D", "x", "-P", "--no-estimate-size"],

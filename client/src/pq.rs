@@ -1,4 +1,4 @@
-//! libpq, safe. The only module with unsafe code: each call goes to libpq with pointers that this
+//! libpq, safe. Unsafe code is here and in `os`: each call goes to libpq with pointers that this
 //! module owns, and copies out what has to outlive the call.
 //!
 //! A binding of our own over pq-sys, because the safe ones take commands and values as `str`, and
@@ -94,6 +94,12 @@ impl Pg {
     pub fn error_message(&self) -> String {
         // SAFETY: the connection is live; the string is copied at once.
         unsafe { text(pq_sys::PQerrorMessage(self.raw.as_ptr())) }
+    }
+
+    /// Whether what is sent is encrypted on its way.
+    pub fn is_encrypted(&self) -> bool {
+        // SAFETY: the connection is live.
+        unsafe { pq_sys::PQsslInUse(self.raw.as_ptr()) != 0 || pq_sys::PQgssEncInUse(self.raw.as_ptr()) != 0 }
     }
 
     /// A parameter that the server reported.

@@ -1,7 +1,9 @@
 //! The files that are still to be fetched, shared by all connections.
 //!
 //! Largest first, so that no connection is left alone with a big one at the end; small ones in
-//! batches, so that a database of a million of them is not a million round trips.
+//! batches, so that a database of a million of them is not a million round trips; a file that is
+//! more than a connection's share of what is left, in parts. Connections are spread over the
+//! tablespaces, since these are often disks of their own.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -9,6 +11,8 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pages::page::BLOCK_SIZE;
+use pages::relation;
 use protocol::{BackupPath, MAX_FILES_PER_COMMAND};
 
 use crate::error::{Error, Result};
@@ -26,35 +30,43 @@ const FILE_COST: u64 = 16 << 10;
 /// In how many batches a connection takes its share of what is left: the more, the evener the end.
 const SHARES: u64 = 4;
 
+/// Fewest bytes in a part of a file: below that, it is not worth a command of its own.
+const MIN_PART: u64 = 64 << 20;
+
 /// Most files in a batch of those that came back.
 const RETURNED_BATCH: usize = 64;
 
 /// How often a file is tried.
 pub const TRIES: u8 = 3;
 
-/// The files of a backup: names in one buffer, because there may be millions.
+/// The files of a backup: names in one buffer and records of 24 bytes, because there may be
+/// millions.
 #[derive(Debug, Default)]
 pub struct FileList {
     names: Vec<u8>,
     files: Vec<File>,
     bytes: u64,
+    /// Where files lie: the data directory, or an entry of pg_tblspc.
+    spaces: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct File {
     name: usize,
-    length: u32,
     size: u64,
+    length: u16,
+    space: u16,
 }
 
 impl FileList {
     /// Adds a file.
     pub fn push(&mut self, path: &BackupPath, size: u64) {
         let name = path.as_bytes();
-        // No name is longer than a path can be.
-        let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
-        self.files.push(File { name: self.names.len(), length, size });
-        self.names.extend_from_slice(name);
+        let space = self.space_of(name);
+        // No name is longer than a path can be, PATH_MAX.
+        let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
+        self.files.push(File { name: self.names.len(), size, length, space });
+        self.names.extend_from_slice(&name[..usize::from(length)]);
         self.bytes += size;
     }
 
@@ -82,11 +94,26 @@ impl FileList {
         });
         self.bytes = bytes;
     }
+
+    /// The number of the tablespace that a file is in; beyond 65,535 they share one.
+    fn space_of(&mut self, name: &[u8]) -> u16 {
+        let space = match name.strip_prefix(b"pg_tblspc/") {
+            Some(rest) => rest.split(|byte| *byte == b'/').next().unwrap_or_default(),
+            None => b"",
+        };
+        // A tablespace's files are listed together: look at the last first.
+        let known = self.spaces.iter().rposition(|known| known == space);
+        let number = known.unwrap_or_else(|| {
+            self.spaces.push(space.to_vec());
+            self.spaces.len() - 1
+        });
+        u16::try_from(number).unwrap_or(u16::MAX)
+    }
 }
 
 impl File {
     fn range(&self) -> Range<usize> {
-        self.name..self.name + self.length as usize
+        self.name..self.name + usize::from(self.length)
     }
 
     fn cost(&self) -> u64 {
@@ -97,15 +124,43 @@ impl File {
 /// A file's number in the queue.
 pub type FileNumber = usize;
 
+/// A file to be fetched, or a part of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Item {
+    /// Which.
+    pub file: FileNumber,
+    /// Which part, if not all of it.
+    pub part: Option<Part>,
+}
+
+/// A part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Where it begins, at a block.
+    pub offset: u64,
+    /// How long it is: blocks, but for the last.
+    pub length: u64,
+    /// The size of the file, as listed.
+    pub size: u64,
+    /// How many parts the file has.
+    pub of: usize,
+}
+
 /// What a connection is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Take {
     /// Fetch these.
-    Batch(Vec<FileNumber>),
+    Batch(Vec<Item>),
     /// Nothing now, but another's work may come back.
     Wait,
     /// Everything was fetched.
     Done,
+}
+
+/// Where a connection took its last batch from.
+#[derive(Debug, Default)]
+pub struct Turn {
+    space: Option<usize>,
 }
 
 /// The queue.
@@ -113,40 +168,67 @@ pub enum Take {
 pub struct Queue {
     list: FileList,
     jobs: u64,
+    may_split: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    /// The first file that nobody has taken yet.
-    next: FileNumber,
-    /// What is left from there on.
+    spaces: Vec<Space>,
+    /// What is left in all of them.
     cost_left: u64,
+    /// Parts of files that were begun.
+    parts: VecDeque<Item>,
     /// Files to be tried again, before anything else.
-    again: VecDeque<FileNumber>,
+    again: VecDeque<Item>,
     /// Files that came back for no fault of their own.
-    returned: VecDeque<FileNumber>,
+    returned: VecDeque<Item>,
     /// Failures so far.
     failures: HashMap<FileNumber, u8>,
-    /// Files that some connection is at.
+    /// Items that some connection is at.
     under_way: usize,
     /// Files that were fetched or had vanished.
     finished: usize,
 }
 
+/// A tablespace's files that nobody has taken yet.
+#[derive(Debug)]
+struct Space {
+    left: Range<FileNumber>,
+    cost_left: u64,
+    /// Connections that are at files of it.
+    busy: usize,
+}
+
 impl Queue {
     /// Sorts the files for this many connections. Files of one size stay in the order they came in.
-    pub fn new(mut list: FileList, jobs: usize) -> Self {
+    /// Whether files may be split depends on the digest: those of parts must give that of the whole.
+    pub fn new(mut list: FileList, jobs: usize, may_split: bool) -> Self {
         list.dedup();
-        list.files.sort_by_key(|file| Reverse(file.size));
-        let cost_left = list.files.iter().fold(0u64, |sum, file| sum.saturating_add(file.cost()));
+        list.files.sort_by_key(|file| (file.space, Reverse(file.size)));
+        let mut spaces: Vec<Space> = Vec::new();
+        let mut cost_left = 0u64;
+        let mut last = None;
+        for (number, file) in list.files.iter().enumerate() {
+            cost_left = cost_left.saturating_add(file.cost());
+            match spaces.last_mut() {
+                Some(space) if last == Some(file.space) => {
+                    space.left.end = number + 1;
+                    space.cost_left = space.cost_left.saturating_add(file.cost());
+                }
+                _ => spaces.push(Space { left: number..number + 1, cost_left: file.cost(), busy: 0 }),
+            }
+            last = Some(file.space);
+        }
         Self {
             list,
             jobs: u64::try_from(jobs).unwrap_or(1).max(1),
+            may_split: may_split && jobs > 1,
             state: Mutex::new(State {
-                next: 0,
+                spaces,
                 cost_left,
+                parts: VecDeque::new(),
                 again: VecDeque::new(),
                 returned: VecDeque::new(),
                 failures: HashMap::new(),
@@ -174,10 +256,13 @@ impl Queue {
     }
 
     /// The next batch; waits for one up to `patience` if others' work may still come back.
-    pub fn take(&self, patience: Duration) -> Take {
+    pub fn take(&self, turn: &mut Turn, patience: Duration) -> Take {
         let mut state = self.lock();
+        if let Some(space) = turn.space.take() {
+            state.spaces[space].busy -= 1;
+        }
         for last_look in [false, true] {
-            let batch = self.batch(&mut state);
+            let batch = self.batch(&mut state, turn);
             if !batch.is_empty() {
                 state.under_way += batch.len();
                 return Take::Batch(batch);
@@ -193,40 +278,40 @@ impl Queue {
         Take::Wait
     }
 
-    /// A file is dealt with.
-    pub fn finish(&self) {
+    /// A file is dealt with, or a part of one; `file_done` for a whole one and for the last part.
+    pub fn finish(&self, file_done: bool) {
         let mut state = self.lock();
         state.under_way -= 1;
-        state.finished += 1;
+        state.finished += usize::from(file_done);
         if state.under_way == 0 {
             self.changed.notify_all();
         }
     }
 
     /// A file was not fetched, for no fault of its own: somebody else's turn.
-    pub fn give_back(&self, file: FileNumber) {
+    pub fn give_back(&self, item: Item) {
         let mut state = self.lock();
         state.under_way -= 1;
-        state.returned.push_back(file);
+        state.returned.push_back(item);
         self.changed.notify_all();
     }
 
     /// A file could not be fetched. Fails if that was its last try.
-    pub fn failed(&self, file: FileNumber, cause: &Error) -> Result<()> {
+    pub fn failed(&self, item: Item, cause: &Error) -> Result<()> {
         {
             let mut state = self.lock();
-            let failures = state.failures.entry(file).or_default();
+            let failures = state.failures.entry(item.file).or_default();
             *failures += 1;
             if *failures < TRIES {
                 state.under_way -= 1;
-                state.again.push_back(file);
+                state.again.push_back(item);
                 self.changed.notify_all();
                 return Ok(());
             }
         }
         Err(Error::local(format!(
             "could not fetch file \"{}\" in {TRIES} tries: {}",
-            self.path(file),
+            self.path(item.file),
             cause.message()
         )))
     }
@@ -236,31 +321,72 @@ impl Queue {
         self.lock().finished == self.list.len()
     }
 
-    fn batch(&self, state: &mut State) -> Vec<FileNumber> {
+    fn batch(&self, state: &mut State, turn: &mut Turn) -> Vec<Item> {
         // One by one, so that a file that breaks a connection takes no other down with it.
-        if let Some(file) = state.again.pop_front() {
-            return vec![file];
+        if let Some(item) = state.again.pop_front() {
+            return vec![item];
         }
         if !state.returned.is_empty() {
             let few = state.returned.len().min(RETURNED_BATCH);
             return state.returned.drain(..few).collect();
         }
-        let parts = self.jobs * SHARES;
-        let most_bytes = (state.cost_left / parts).clamp(MIN_BATCH, MAX_BATCH);
+        if let Some(item) = state.parts.pop_front() {
+            return vec![item];
+        }
+        // Where the fewest connections are, and of those where most is left.
+        let candidates = state.spaces.iter().enumerate().filter(|(_, space)| !space.left.is_empty());
+        let Some((number, _)) = candidates.min_by_key(|(_, space)| (space.busy, Reverse(space.cost_left)))
+        else {
+            return Vec::new();
+        };
+        let share = state.cost_left / (self.jobs * SHARES);
+        let most_bytes = share.clamp(MIN_BATCH, MAX_BATCH);
+        let space = &mut state.spaces[number];
         let mut batch = Vec::new();
         let mut bytes = 0u64;
-        while let Some(file) = self.list.files.get(state.next) {
-            let cost = file.cost();
+        while let Some(file) = space.left.clone().next() {
+            let record = &self.list.files[file];
+            let cost = record.cost();
             let fits = bytes.saturating_add(cost) <= most_bytes && batch.len() < MAX_FILES_PER_COMMAND;
             if !batch.is_empty() && !fits {
                 break;
             }
-            batch.push(state.next);
+            let parts = if batch.is_empty() { self.parts(file, share) } else { Vec::new() };
+            batch.push(Item { file, part: None });
             bytes = bytes.saturating_add(cost);
-            state.next += 1;
+            space.left.start += 1;
+            space.cost_left = space.cost_left.saturating_sub(cost);
             state.cost_left = state.cost_left.saturating_sub(cost);
+            if !parts.is_empty() {
+                state.parts.extend(parts);
+                batch = state.parts.pop_front().into_iter().collect();
+                break;
+            }
         }
+        space.busy += 1;
+        turn.space = Some(number);
         batch
+    }
+
+    /// The parts of a file that is more than its share of what is left; none where it stays whole.
+    fn parts(&self, file: FileNumber, share: u64) -> Vec<Item> {
+        let size = self.list.files[file].size;
+        let most = share.max(MIN_PART);
+        // Ranges are for relation files; others can change in other ways than at their end.
+        if !self.may_split || size < 2 * most || relation::first_block(&self.path(file)).is_none() {
+            return Vec::new();
+        }
+        let block = BLOCK_SIZE as u64;
+        let length = size.div_ceil(size.div_ceil(most)).next_multiple_of(block);
+        let offsets: Vec<u64> = (0..size).step_by(usize::try_from(length).unwrap_or(usize::MAX)).collect();
+        let of = offsets.len();
+        offsets
+            .into_iter()
+            .map(|offset| {
+                let length = length.min(size - offset);
+                Item { file, part: Some(Part { offset, length, size, of }) }
+            })
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -272,44 +398,55 @@ impl Queue {
 mod tests {
     use super::*;
 
-    fn list(sizes: &[u64]) -> FileList {
+    const MB: u64 = 1 << 20;
+
+    fn named(names: &[(&str, u64)]) -> FileList {
         let mut list = FileList::default();
-        for (number, size) in sizes.iter().enumerate() {
-            list.push(&BackupPath::from_bytes(format!("base/{number}")).unwrap(), *size);
+        for (name, size) in names {
+            list.push(&BackupPath::from_bytes(*name).unwrap(), *size);
         }
         list
     }
 
+    fn list(sizes: &[u64]) -> FileList {
+        let names: Vec<_> = (0..sizes.len()).map(|number| format!("base/{number}")).collect();
+        let pairs: Vec<_> = names.iter().map(String::as_str).zip(sizes.iter().copied()).collect();
+        named(&pairs)
+    }
+
     fn take(queue: &Queue) -> Vec<FileNumber> {
-        match queue.take(Duration::ZERO) {
-            Take::Batch(batch) => batch,
+        match queue.take(&mut Turn::default(), Duration::ZERO) {
+            Take::Batch(batch) => batch.into_iter().map(|item| item.file).collect(),
             other => panic!("{other:?}"),
         }
     }
 
+    fn whole(file: FileNumber) -> Item {
+        Item { file, part: None }
+    }
+
     #[test]
     fn largest_first_and_small_ones_together() {
-        const MB: u64 = 1 << 20;
-        let queue = Queue::new(list(&[10, 200 * MB, 20, 1024 * MB, 0]), 2);
+        let queue = Queue::new(list(&[10, 200 * MB, 20, 1024 * MB, 0]), 2, true);
         let paths = |batch: Vec<FileNumber>| -> Vec<String> {
             batch.into_iter().map(|file| queue.path(file).to_string()).collect()
         };
         assert_eq!(paths(take(&queue)), ["base/3"]);
         assert_eq!(paths(take(&queue)), ["base/1"]);
         assert_eq!(paths(take(&queue)), ["base/2", "base/0", "base/4"]);
-        assert_eq!(queue.take(Duration::ZERO), Take::Wait);
-        (0..5).for_each(|_| queue.finish());
-        assert_eq!(queue.take(Duration::ZERO), Take::Done);
+        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Wait);
+        (0..5).for_each(|_| queue.finish(true));
+        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Done);
         assert!(queue.is_complete());
     }
 
     #[test]
     fn batches_are_bounded_and_get_smaller_towards_the_end() {
-        let queue = Queue::new(list(&vec![8192; 50_000]), 4);
+        let queue = Queue::new(list(&vec![8192; 50_000]), 4, true);
         let mut batches = Vec::new();
-        while let Take::Batch(batch) = queue.take(Duration::ZERO) {
+        while let Take::Batch(batch) = queue.take(&mut Turn::default(), Duration::ZERO) {
             batches.push(batch.len());
-            batch.iter().for_each(|_| queue.finish());
+            batch.iter().for_each(|_| queue.finish(true));
         }
         assert_eq!(batches.iter().sum::<usize>(), 50_000);
         assert!(batches.iter().all(|files| *files <= MAX_FILES_PER_COMMAND));
@@ -320,37 +457,37 @@ mod tests {
 
     #[test]
     fn nothing_to_do() {
-        let queue = Queue::new(FileList::default(), 4);
-        assert_eq!(queue.take(Duration::ZERO), Take::Done);
+        let queue = Queue::new(FileList::default(), 4, true);
+        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Done);
         assert!(queue.is_complete());
     }
 
     #[test]
     fn a_file_is_tried_three_times() {
-        let queue = Queue::new(list(&[1, 2]), 1);
+        let queue = Queue::new(list(&[1, 2]), 1, true);
         assert_eq!(take(&queue), [0, 1]);
-        queue.finish();
+        queue.finish(true);
         let cause = Error::connection("it broke");
-        queue.failed(1, &cause).unwrap();
+        queue.failed(whole(1), &cause).unwrap();
         assert_eq!(take(&queue), [1]);
         // Coming back for another's fault does not count.
-        queue.give_back(1);
+        queue.give_back(whole(1));
         assert_eq!(take(&queue), [1]);
-        queue.failed(1, &cause).unwrap();
+        queue.failed(whole(1), &cause).unwrap();
         assert_eq!(take(&queue), [1]);
-        let error = queue.failed(1, &cause).unwrap_err();
+        let error = queue.failed(whole(1), &cause).unwrap_err();
         assert_eq!(error.message(), "could not fetch file \"base/0\" in 3 tries: it broke");
         assert!(!queue.is_complete());
     }
 
     #[test]
     fn who_waits_gets_what_comes_back() {
-        let queue = Queue::new(list(&[1]), 2);
+        let queue = Queue::new(list(&[1]), 2, true);
         assert_eq!(take(&queue), [0]);
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| queue.take(Duration::from_secs(60)));
-            queue.give_back(0);
-            assert_eq!(other.join().unwrap(), Take::Batch(vec![0]));
+            let other = scope.spawn(|| queue.take(&mut Turn::default(), Duration::from_secs(60)));
+            queue.give_back(whole(0));
+            assert_eq!(other.join().unwrap(), Take::Batch(vec![whole(0)]));
         });
     }
 
@@ -358,8 +495,87 @@ mod tests {
     fn what_is_listed_twice_is_fetched_once() {
         let mut list = list(&[5, 6]);
         list.push(&BackupPath::from_bytes("base/0").unwrap(), 7);
-        let queue = Queue::new(list, 1);
+        let queue = Queue::new(list, 1, true);
         assert_eq!(queue.len(), 2);
         assert_eq!(queue.bytes(), 11);
+    }
+
+    #[test]
+    fn connections_are_spread_over_tablespaces() {
+        let names: Vec<String> =
+            (0..6).flat_map(|n| [format!("base/1/{n}"), format!("pg_tblspc/7/PG_18_1/1/{n}")]).collect();
+        let pairs: Vec<_> = names.iter().map(|name| (name.as_str(), 100 * MB)).collect();
+        let queue = Queue::new(named(&pairs), 2, true);
+        let mut turns = [Turn::default(), Turn::default()];
+        for _ in 0..6 {
+            let taken: Vec<bool> = turns
+                .iter_mut()
+                .map(|turn| match queue.take(turn, Duration::ZERO) {
+                    Take::Batch(batch) => queue.path(batch[0].file).as_bytes().starts_with(b"pg_tblspc"),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            assert_ne!(taken[0], taken[1]);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_too_much_for_one_is_split() {
+        let size = 1000 * MB + 4096;
+        let queue = Queue::new(named(&[("base/1/20000", size), ("base/1/20001", 10)]), 4, true);
+        let mut parts = Vec::new();
+        while let Take::Batch(batch) = queue.take(&mut Turn::default(), Duration::ZERO) {
+            parts.extend(batch);
+        }
+        assert_eq!(parts.pop(), Some(whole(1)));
+        let mut end = 0;
+        for item in &parts {
+            let part = item.part.unwrap();
+            assert_eq!((item.file, part.offset, part.size, part.of), (0, end, size, parts.len()));
+            assert!(part.offset.is_multiple_of(8192) && part.length <= MIN_PART, "{part:?}");
+            end += part.length;
+        }
+        assert_eq!(end, size);
+        // All of them count as one file.
+        for number in 0..parts.len() {
+            queue.finish(number + 1 == parts.len());
+        }
+        assert!(!queue.is_complete());
+        queue.finish(true);
+        assert!(queue.is_complete());
+        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Done);
+    }
+
+    #[test]
+    fn what_stays_whole() {
+        for (name, size, jobs, may_split) in [
+            // No relation's.
+            ("base/big", 1000 * MB, 4, true),
+            // One connection gains nothing.
+            ("base/1/2", 1000 * MB, 1, true),
+            // The digest would not allow it.
+            ("base/1/2", 1000 * MB, 4, false),
+            ("base/1/2", 2 * MIN_PART - 1, 4, true),
+        ] {
+            let queue = Queue::new(named(&[(name, size)]), jobs, may_split);
+            assert_eq!(take(&queue), [0]);
+            assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Wait, "{name} {size} {jobs}");
+        }
+    }
+
+    #[test]
+    fn a_million_files_fit() {
+        const FILES: usize = 1_000_000;
+        let before = crate::allocations::peak();
+        let mut list = FileList::default();
+        for number in 0..FILES {
+            let name = format!("pg_tblspc/{}/PG_18_202506291/{}/{number}", 16384 + number % 3, 16385);
+            list.push(&BackupPath::from_bytes(name).unwrap(), 8192);
+        }
+        let queue = Queue::new(list, 8, true);
+        let used = crate::allocations::peak() - before;
+        // The promise is 200 bytes a file; libpq, buffers and the rest have 64 MB beside.
+        assert!(used < 200 * FILES, "{} bytes a file", used / FILES);
+        assert_eq!(queue.len(), FILES);
     }
 }

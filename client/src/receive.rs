@@ -1,12 +1,19 @@
 //! What SEND_FILES_CONTENT answers, checked message by message: every file that was asked for, in
-//! that order, with as many bytes as announced and a digest that fits them. Where the bytes go is
-//! for a `Sink` to say.
+//! that order, with as many bytes as announced. Where the server verifies, with a digest that fits
+//! them; where this side does, page by page and with a digest made here. Where the bytes go is for a
+//! `Sink` to say.
 
+use pages::page::{self, BLOCK_SIZE};
+use pages::relation;
+use protocol::command::{FileRequest, Range};
 use protocol::frame::Compression;
-use protocol::{BackupPath, DigestAlgorithm, FileBegin, FileEnd, Frame};
+use protocol::{DigestAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+
+/// What is verified and digested at a time: in the first-level cache between the two.
+const STEP: usize = 4 * BLOCK_SIZE;
 
 /// Takes the files. `file` is the place in the request.
 pub trait Sink {
@@ -14,49 +21,80 @@ pub trait Sink {
     fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()>;
     /// Its next bytes.
     fn data(&mut self, bytes: &[u8]) -> Result<()>;
-    /// It is complete and its digest fits.
-    fn end(&mut self, file: usize, received: &Received) -> Result<()>;
+    /// It is complete, and its digest fits if the server made one.
+    fn end(&mut self, file: usize, received: Received) -> Result<()>;
     /// It no longer exists on the server.
     fn vanished(&mut self, file: usize) -> Result<()>;
     /// It came whole, but not as it was sent. The transfer goes on.
     fn damaged(&mut self, file: usize, error: Error) -> Result<()>;
 }
 
-/// A file that was received.
+/// A file, or a range of one, that was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
-    /// Its size in bytes.
+    /// The file's size in bytes.
     pub size: u64,
+    /// Where the range begins.
+    pub offset: u64,
+    /// How many bytes came.
+    pub length: u64,
     /// Modification time in seconds since the Unix epoch.
     pub mtime: i64,
-    /// The digest of its bytes.
+    /// The digest of the bytes that came.
     pub digest: Vec<u8>,
-    /// Pages that the server could not verify.
-    pub checksum_failures: u32,
+    /// Pages that this side could not verify, by their number in the file: to be asked for again.
+    pub suspects: Vec<u32>,
+}
+
+/// What is checked, and by whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checks {
+    /// The digest that is wanted.
+    pub algorithm: DigestAlgorithm,
+    /// Whether the server makes it too, and verifies pages, if they are to be verified at all.
+    pub by_server: bool,
+    /// Pages older than this are verified here.
+    pub pages: Option<Lsn>,
 }
 
 /// The state between messages.
 #[derive(Debug)]
 pub struct Receiver<'a> {
-    wanted: &'a [BackupPath],
-    algorithm: DigestAlgorithm,
+    wanted: &'a [FileRequest],
+    checks: Checks,
     /// The file that is being received, or is next.
     position: usize,
     open: Option<Open>,
+    /// The beginning of a page whose end is in the next message.
+    torn: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Open {
     size: u64,
+    offset: u64,
+    length: u64,
     mtime: i64,
     received: u64,
     digest: Digest,
+    pages: Option<Pages>,
+}
+
+/// The pages of a file that is being received.
+#[derive(Debug)]
+struct Pages {
+    start_lsn: Lsn,
+    /// The number of the file's first page in its fork.
+    first_block: u32,
+    /// The number of the next page in the file.
+    next: u32,
+    suspects: Vec<u32>,
 }
 
 impl<'a> Receiver<'a> {
-    /// Whole files in this order, with digests of this algorithm.
-    pub fn new(wanted: &'a [BackupPath], algorithm: DigestAlgorithm) -> Self {
-        Self { wanted, algorithm, position: 0, open: None }
+    /// These files or ranges, in this order.
+    pub fn new(wanted: &'a [FileRequest], checks: Checks) -> Self {
+        Self { wanted, checks, position: 0, open: None, torn: Vec::new() }
     }
 
     /// The first file that has not been answered for.
@@ -89,8 +127,12 @@ impl<'a> Receiver<'a> {
     pub fn finish(&self) -> Result<()> {
         match (&self.open, self.wanted.get(self.position)) {
             (None, None) => Ok(()),
-            (Some(_), Some(path)) => Err(self.violation(&format!("file \"{path}\" is incomplete"))),
-            (_, Some(path)) => Err(self.violation(&format!("file \"{path}\" was not sent"))),
+            (Some(_), Some(FileRequest { path, .. })) => {
+                Err(self.violation(&format!("file \"{path}\" is incomplete")))
+            }
+            (_, Some(FileRequest { path, .. })) => {
+                Err(self.violation(&format!("file \"{path}\" was not sent")))
+            }
             (Some(_), None) => Err(self.violation("file that was not asked for")),
         }
     }
@@ -100,69 +142,110 @@ impl<'a> Receiver<'a> {
             return Err(self.violation("file begins in the middle of another"));
         }
         self.expect(begin.path)?;
-        if begin.offset != 0 || begin.length != begin.size {
-            return Err(self.violation("part of a file instead of all of it"));
+        let wanted = &self.wanted[self.position];
+        if (begin.offset, begin.length) != clamp(wanted.range, begin.size) {
+            return Err(self.violation("another part of a file than was asked for"));
         }
         if begin.compression != Compression::None {
             return Err(self.violation("compression that was not asked for"));
         }
+        let pages = self.checks.pages.and_then(|start_lsn| {
+            Some(Pages {
+                start_lsn,
+                first_block: relation::first_block(&wanted.path)?,
+                // Ranges begin at a block, and a file of pages has no more than fit a number.
+                next: u32::try_from(begin.offset / BLOCK_SIZE as u64).unwrap_or(u32::MAX),
+                suspects: Vec::new(),
+            })
+        });
         sink.begin(self.position, begin)?;
+        self.torn.clear();
         self.open = Some(Open {
             size: begin.size,
+            offset: begin.offset,
+            length: begin.length,
             mtime: begin.mtime,
             received: 0,
-            digest: Digest::new(self.algorithm),
+            digest: Digest::new(self.checks.algorithm),
+            pages,
         });
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8], sink: &mut impl Sink) -> Result<()> {
+    /// Takes some bytes of a data frame.
+    pub fn data(&mut self, bytes: &[u8], sink: &mut impl Sink) -> Result<()> {
         let length = bytes.len() as u64;
         match &mut self.open {
-            Some(open) if open.size - open.received >= length => {
-                open.received += length;
-                open.digest.update(bytes);
-                sink.data(bytes)
-            }
-            Some(_) => Err(self.violation("more data than announced")),
-            None => Err(self.violation("data outside of a file")),
+            Some(open) if open.length - open.received >= length => open.received += length,
+            Some(_) => return Err(self.violation("more data than announced")),
+            None => return Err(self.violation("data outside of a file")),
         }
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(pages) = &mut open.pages else {
+            open.digest.update(bytes);
+            return sink.data(bytes);
+        };
+        // The server's frames are of whole pages; nothing says that they must be.
+        let mut bytes = bytes;
+        if !self.torn.is_empty() {
+            let (missing, rest) = bytes.split_at(bytes.len().min(BLOCK_SIZE - self.torn.len()));
+            self.torn.extend_from_slice(missing);
+            bytes = rest;
+            if self.torn.len() < BLOCK_SIZE {
+                return Ok(());
+            }
+            pages.verify(&self.torn);
+            open.digest.update(&self.torn);
+            sink.data(&self.torn)?;
+            self.torn.clear();
+        }
+        let (whole, torn) = bytes.split_at(bytes.len() / BLOCK_SIZE * BLOCK_SIZE);
+        for step in whole.chunks(STEP) {
+            pages.verify(step);
+            open.digest.update(step);
+        }
+        self.torn.extend_from_slice(torn);
+        if whole.is_empty() { Ok(()) } else { sink.data(whole) }
     }
 
     fn end(&mut self, end: &FileEnd<'_>, sink: &mut impl Sink) -> Result<()> {
-        let Some(open) = self.open.take() else {
+        let Some(mut open) = self.open.take() else {
             return Err(self.violation("file ends that did not begin"));
         };
-        if open.received != open.size || end.bytes != open.size {
-            let Open { size, received, .. } = open;
+        if open.received != open.length || end.bytes != open.length {
+            let Open { length, received, .. } = open;
             return Err(self.violation(&format!(
-                "file of {size} bytes ends after {received}, and the server counted {}",
+                "file of {length} bytes ends after {received}, and the server counted {}",
                 end.bytes
             )));
         }
-        if end.algorithm != self.algorithm {
+        let expected = if self.checks.by_server { self.checks.algorithm } else { DigestAlgorithm::None };
+        if end.algorithm != expected {
             return Err(self.violation("digest of another algorithm than asked for"));
+        }
+        let mut suspects = Vec::new();
+        if let Some(pages) = open.pages {
+            suspects = pages.suspects;
+            if !self.torn.is_empty() {
+                // What is no whole page cannot be right: the server shall say so.
+                suspects.push(pages.next);
+                open.digest.update(&self.torn);
+                sink.data(&self.torn)?;
+            }
         }
         let digest = open.digest.finish();
         let file = self.position;
         self.position += 1;
-        if digest == end.digest {
-            sink.end(
-                file,
-                &Received {
-                    size: open.size,
-                    mtime: open.mtime,
-                    digest,
-                    checksum_failures: end.checksum_failures,
-                },
-            )
+        if !self.checks.by_server || digest == end.digest {
+            let Open { size, offset, length, mtime, .. } = open;
+            sink.end(file, Received { size, offset, length, mtime, digest, suspects })
         } else {
-            let path = &self.wanted[file];
+            let path = &self.wanted[file].path;
             sink.damaged(
                 file,
                 Error::connection(format!(
                     "file \"{path}\" was damaged in transit: its {} checksum does not match",
-                    self.algorithm.name()
+                    self.checks.algorithm.name()
                 )),
             )
         }
@@ -172,10 +255,11 @@ impl<'a> Receiver<'a> {
     /// written, whatever the server says.
     fn expect(&self, path: &[u8]) -> Result<()> {
         match self.wanted.get(self.position) {
-            Some(wanted) if wanted.as_bytes() == path => Ok(()),
+            Some(wanted) if wanted.path.as_bytes() == path => Ok(()),
             Some(wanted) => Err(self.violation(&format!(
-                "file \"{}\" where \"{wanted}\" was expected",
-                protocol::path::encode(path)
+                "file \"{}\" where \"{}\" was expected",
+                protocol::path::encode(path),
+                wanted.path
             ))),
             None => Err(self.violation("file that was not asked for")),
         }
@@ -186,10 +270,35 @@ impl<'a> Receiver<'a> {
     }
 }
 
+impl Pages {
+    /// Looks at whole pages; what does not verify is asked for again later.
+    fn verify(&mut self, bytes: &[u8]) {
+        for page in bytes.chunks_exact(BLOCK_SIZE) {
+            let block = self.first_block.wrapping_add(self.next);
+            if page::verify(page, self.start_lsn, block).is_err() {
+                self.suspects.push(self.next);
+            }
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+}
+
+/// The part of a file that a request means, cut to the file's size as the server does it.
+fn clamp(range: Option<Range>, size: u64) -> (u64, u64) {
+    match range {
+        None => (0, size),
+        Some(range) => {
+            let left = size.saturating_sub(range.offset);
+            (range.offset, range.length.map_or(left, |length| length.min(left)))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use protocol::BackupPath;
 
     #[derive(Debug, Default)]
     struct Log(Vec<String>);
@@ -203,8 +312,12 @@ mod tests {
             self.0.push(format!("data {}", bytes.len()));
             Ok(())
         }
-        fn end(&mut self, file: usize, received: &Received) -> Result<()> {
-            self.0.push(format!("end {file} {} {}", received.size, received.mtime));
+        fn end(&mut self, file: usize, received: Received) -> Result<()> {
+            let suspects = match &received.suspects[..] {
+                [] => String::new(),
+                some => format!(" but {some:?}"),
+            };
+            self.0.push(format!("end {file} {} {}{suspects}", received.size, received.mtime));
             Ok(())
         }
         fn vanished(&mut self, file: usize) -> Result<()> {
@@ -217,8 +330,10 @@ mod tests {
         }
     }
 
-    fn paths(names: &[&str]) -> Vec<BackupPath> {
-        names.iter().map(|name| BackupPath::from_bytes(*name).unwrap()).collect()
+    const BY_SERVER: Checks = Checks { algorithm: DigestAlgorithm::Crc32c, by_server: true, pages: None };
+
+    fn paths(names: &[&str]) -> Vec<FileRequest> {
+        names.iter().map(|name| FileRequest::whole(BackupPath::from_bytes(*name).unwrap())).collect()
     }
 
     fn frame(frame: &Frame<'_>) -> Vec<u8> {
@@ -258,7 +373,7 @@ mod tests {
 
     fn receive(names: &[&str], messages: &[Vec<u8>]) -> (Vec<String>, Result<()>) {
         let wanted = paths(names);
-        let mut receiver = Receiver::new(&wanted, DigestAlgorithm::Crc32c);
+        let mut receiver = Receiver::new(&wanted, BY_SERVER);
         let mut log = Log::default();
         let result = messages
             .iter()
@@ -334,7 +449,7 @@ mod tests {
             (vec![data(b"x")], "data outside of a file"),
             (vec![end(0, b"")], "file ends that did not begin"),
             (vec![vanished("a"), begin("a", 0)], "file that was not asked for"),
-            (vec![ranged], "part of a file instead of all of it"),
+            (vec![ranged], "another part of a file than was asked for"),
             (vec![b"f\0\0".to_vec()], "is too short"),
             (vec![vec![]], "frame is empty"),
         ] {
@@ -356,9 +471,124 @@ mod tests {
     #[test]
     fn another_digest_algorithm_is_refused() {
         let wanted = paths(&["a"]);
-        let mut receiver = Receiver::new(&wanted, DigestAlgorithm::Sha256);
+        let mut receiver = Receiver::new(&wanted, Checks { algorithm: DigestAlgorithm::Sha256, ..BY_SERVER });
         let mut log = Log::default();
         receiver.message(&begin("a", 0), &mut log).unwrap();
         assert!(receiver.message(&end(0, b""), &mut log).is_err());
+    }
+
+    /// Pages that a server wrote: blocks 0 and 3 of two relations, and new ones between.
+    fn relation() -> Vec<u8> {
+        let new = [0; BLOCK_SIZE];
+        let heap = include_bytes!("../../tests/data/page_heap_block_0");
+        let btree = include_bytes!("../../tests/data/page_btree_block_3");
+        [&heap[..], &new, &new, &btree[..], &new].concat()
+    }
+
+    fn by_client(path: &str, range: Option<Range>, content: &[u8], step: usize) -> (Vec<String>, Vec<u8>) {
+        #[derive(Default)]
+        struct Keep(Log, Vec<u8>, Vec<u8>);
+        impl Sink for Keep {
+            fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()> {
+                self.0.begin(file, begin)
+            }
+            fn data(&mut self, bytes: &[u8]) -> Result<()> {
+                self.1.extend_from_slice(bytes);
+                Ok(())
+            }
+            fn end(&mut self, file: usize, received: Received) -> Result<()> {
+                self.2.clone_from(&received.digest);
+                self.0.end(file, received)
+            }
+            fn vanished(&mut self, file: usize) -> Result<()> {
+                self.0.vanished(file)
+            }
+            fn damaged(&mut self, file: usize, error: Error) -> Result<()> {
+                self.0.damaged(file, error)
+            }
+        }
+        let path = BackupPath::from_bytes(path).unwrap();
+        let offset = range.map_or(0, |range| range.offset);
+        let wanted = [FileRequest { path: path.clone(), range }];
+        let checks =
+            Checks { algorithm: DigestAlgorithm::Crc32c, by_server: false, pages: Some(Lsn(u64::MAX)) };
+        let mut receiver = Receiver::new(&wanted, checks);
+        let mut keep = Keep::default();
+        let length = content.len() as u64;
+        let begin = frame(&Frame::FileBegin(FileBegin {
+            size: offset + length,
+            offset,
+            length,
+            mtime: 0,
+            mode: 0o600,
+            compression: Compression::None,
+            path: path.as_bytes(),
+        }));
+        receiver.message(&begin, &mut keep).unwrap();
+        for piece in content.chunks(step) {
+            receiver.data(piece, &mut keep).unwrap();
+        }
+        let end =
+            FileEnd { bytes: length, checksum_failures: 0, algorithm: DigestAlgorithm::None, digest: &[] };
+        receiver.message(&frame(&Frame::FileEnd(end)), &mut keep).unwrap();
+        receiver.finish().unwrap();
+        assert_eq!(keep.1, content);
+        (keep.0.0, keep.2)
+    }
+
+    #[test]
+    fn pages_are_verified_whatever_they_come_in() {
+        let good = relation();
+        let mut bad = good.clone();
+        bad[100] ^= 1;
+        bad[3 * BLOCK_SIZE + 4000] ^= 1;
+        for step in [1000, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE, good.len()] {
+            let (log, digest) = by_client("base/5/16384", None, &good, step);
+            assert_eq!(log[1], "end 0 40960 0", "{step} at a time");
+            assert_eq!(digest, Digest::of(DigestAlgorithm::Crc32c, &good));
+            let (log, digest) = by_client("base/5/16384", None, &bad, step);
+            assert_eq!(log[1], "end 0 40960 0 but [0, 3]", "{step} at a time");
+            assert_eq!(digest, Digest::of(DigestAlgorithm::Crc32c, &bad));
+        }
+        // Block numbers go on from one segment to the next, and from the beginning of a range.
+        assert_eq!(by_client("base/5/16384.1", None, &good, 8192).0[1], "end 0 40960 0 but [0, 3]");
+        let range = Some(Range { offset: 3 * BLOCK_SIZE as u64, length: Some(1 << 20) });
+        let (log, _) = by_client("base/5/16384", range, &good[3 * BLOCK_SIZE..], 8192);
+        assert_eq!(log[1], "end 0 40960 0");
+        // What has no pages is not looked at, and half a page cannot be one.
+        assert_eq!(by_client("base/5/PG_VERSION", None, &bad, 8192).0[1], "end 0 40960 0");
+        assert_eq!(
+            by_client("base/5/16384", None, &good[..BLOCK_SIZE + 5], 8192).0[1],
+            "end 0 8197 0 but [1]"
+        );
+    }
+
+    #[test]
+    fn a_range_that_was_not_asked_for() {
+        let path = BackupPath::from_bytes("a").unwrap();
+        let range = Some(Range { offset: 8192, length: Some(16384) });
+        for (size, offset, length, fits) in [
+            (100_000, 8192, 16384, true),
+            (100_000, 8192, 16383, false),
+            (100_000, 0, 16384, false),
+            (100_000, 0, 100_000, false),
+            // The file has shrunk.
+            (10_000, 8192, 10_000 - 8192, true),
+            (100, 8192, 0, true),
+        ] {
+            let wanted = [FileRequest { path: path.clone(), range }];
+            let begin = FileBegin {
+                size,
+                offset,
+                length,
+                mtime: 0,
+                mode: 0,
+                compression: Compression::None,
+                path: b"a",
+            };
+            let result = Receiver::new(&wanted, BY_SERVER)
+                .message(&frame(&Frame::FileBegin(begin)), &mut Log::default());
+            assert_eq!(result.is_ok(), fits, "{offset} {length} of {size}");
+        }
     }
 }

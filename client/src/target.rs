@@ -1,14 +1,19 @@
 //! The directory that is being written: where each file of the backup goes and with which mode.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use pages::relation;
 use protocol::BackupPath;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::cleanup::make_directory;
 use crate::error::{Error, Result};
@@ -23,6 +28,12 @@ pub struct Modes {
     pub file: u32,
 }
 
+/// Most directories that are kept open: a cluster may have thousands, a process not.
+const OPEN_DIRECTORIES: usize = 128;
+
+/// What the files of a backup are made with; any other mode takes a call more.
+const USUAL_MODE: u32 = 0o600;
+
 /// The target directory.
 #[derive(Debug)]
 pub struct Target {
@@ -30,6 +41,8 @@ pub struct Target {
     modes: Modes,
     /// Directories that are links, relative to the root: their place was prepared elsewhere.
     links: HashSet<PathBuf>,
+    /// Directories that files were made in, so that their paths are not looked up for each.
+    directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
 }
 
 impl Modes {
@@ -48,7 +61,7 @@ impl Modes {
 impl Target {
     /// In a directory that exists.
     pub fn new(root: PathBuf, modes: Modes) -> Self {
-        Self { root, modes, links: HashSet::new() }
+        Self { root, modes, links: HashSet::new(), directories: Mutex::default() }
     }
 
     /// The directory.
@@ -99,6 +112,57 @@ impl Target {
         file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
             .map_err(|error| Error::io("set permissions on file", path, &error))?;
         Ok(file)
+    }
+
+    /// Opens a file that the server listed to write all of it, with this mode. Never through a link.
+    pub fn create_listed(&self, path: &BackupPath, mode: u32) -> Result<File> {
+        let (directory, name) = relation::split(path.as_bytes());
+        let failed = |error: Errno| Error::io("create file", &self.path(path), &error.into());
+        let directory = self.directory(directory)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let usual = Mode::from_raw_mode(USUAL_MODE);
+        let (file, is_new) = match rustix::fs::openat(&directory, name, flags | OFlags::EXCL, usual) {
+            Ok(file) => (file, true),
+            // An earlier try left it, or the server has two names for one file here.
+            Err(Errno::EXIST) => {
+                (rustix::fs::openat(&directory, name, flags | OFlags::TRUNC, usual).map_err(failed)?, false)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let file = File::from(file);
+        if !is_new || mode & 0o7777 != USUAL_MODE {
+            file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
+                .map_err(|error| Error::io("set permissions on file", &self.path(path), &error))?;
+        }
+        Ok(file)
+    }
+
+    /// Opens a file that was made before, to change parts of it.
+    pub fn open_listed(&self, path: &BackupPath) -> Result<File> {
+        let path = self.path(path);
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0))
+            .open(&path)
+            .map_err(|error| Error::io("open file", &path, &error))
+    }
+
+    fn directory(&self, name: &[u8]) -> Result<Arc<OwnedFd>> {
+        let lock = || self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(directory) = lock().get(name) {
+            return Ok(Arc::clone(directory));
+        }
+        let path = self.root.join(OsStr::from_bytes(name));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(|error| Error::io("open directory", &path, &error.into()))?;
+        let directory = Arc::new(directory);
+        let mut directories = lock();
+        if directories.len() < OPEN_DIRECTORIES {
+            directories.insert(name.to_vec(), Arc::clone(&directory));
+        }
+        Ok(directory)
     }
 
     /// Writes a file of the client's own.
@@ -167,6 +231,12 @@ mod tests {
         assert!(target.root().join("pg_tblspc/16384").is_symlink());
 
         let file = BackupPath::from_bytes("pg_tblspc/16384/a").unwrap();
+        for mode in [0o600, 0o640] {
+            drop(target.create_listed(&file, mode).unwrap());
+            let found = fs::metadata(elsewhere.path().join("a")).unwrap();
+            assert_eq!(found.permissions().mode() & 0o7777, mode);
+        }
+        drop(target.open_listed(&file).unwrap());
         drop(target.create(&target.path(&file), 0o640).unwrap());
         let found = fs::metadata(elsewhere.path().join("a")).unwrap();
         assert_eq!(found.permissions().mode() & 0o7777, 0o640);
@@ -184,6 +254,7 @@ mod tests {
         symlink(elsewhere.path().join("f"), place.path().join("f")).unwrap();
         assert!(target.make_listed(&BackupPath::from_bytes("base").unwrap(), 0o700).is_err());
         assert!(target.create(&place.path().join("f"), 0o600).is_err());
+        assert!(target.create_listed(&BackupPath::from_bytes("f").unwrap(), 0o600).is_err());
         assert!(!elsewhere.path().join("f").exists());
     }
 }

@@ -1,25 +1,36 @@
-//! One connection's work: take files from the queue, fetch them, write them. The coordinator does
-//! the same as every worker.
+//! One connection's work: take files from the queue, fetch them, verify them, write them. The
+//! coordinator does the same as every worker.
 
 use std::fs::File;
-use std::io::Write;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use protocol::command::SendFilesContent;
-use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, FileBegin, FileRequest, SqlState};
+use pages::page::BLOCK_SIZE;
+use protocol::command::{Range, SendFilesContent};
+use protocol::{
+    BackupId, BackupPath, Command, DigestAlgorithm, FileBegin, FileRequest, Lsn, MAX_FILES_PER_COMMAND,
+    SqlState,
+};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 use crate::connection::Session;
+use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
-use crate::pq::Status;
+use crate::options::Side;
+use crate::os;
 use crate::progress::Counters;
-use crate::queue::{FileNumber, Queue, Take};
-use crate::receive::{Received, Receiver, Sink};
+use crate::queue::{Item, Part, Queue, Take, Turn};
+use crate::receive::{Checks, Received, Receiver, Sink};
 use crate::report;
+use crate::split::{Outcome, Splits};
 use crate::target::Target;
 use crate::wal;
+use crate::wire::CopySink;
 
 /// How long a connection without work sleeps before it looks whether it is still alive.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -34,6 +45,22 @@ const HOPELESS: [SqlState; 5] = [
     SqlState::FEATURE_NOT_SUPPORTED,
 ];
 
+/// Files from here on get their place on disk before their bytes come, so that several that are
+/// written at once do not lie in pieces between each other.
+const PREALLOCATED: u64 = 1 << 20;
+
+/// After so many bytes of a file the operating system is told to begin writing them to disk.
+const WRITEBACK: u64 = 8 << 20;
+
+/// Files below that are left to the fsync at the end.
+const WRITEBACK_MINIMUM: u64 = 128 << 10;
+
+/// Zeroes for where a file has shrunk.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What is read at once to digest a file anew.
+const REREAD: usize = 256 << 10;
+
 /// The manifest, as all connections write it.
 pub type SharedManifest = Mutex<Manifest<std::io::BufWriter<File>>>;
 
@@ -41,12 +68,24 @@ pub type SharedManifest = Mutex<Manifest<std::io::BufWriter<File>>>;
 pub struct Work<'a> {
     /// The files.
     pub queue: &'a Queue,
+    /// Those of them that are fetched in parts.
+    pub splits: &'a Splits,
     /// Where they go.
     pub target: &'a Target,
+    /// Write nothing at all.
+    pub discard: bool,
     /// The backup.
     pub backup: BackupId,
-    /// The algorithm of the transfers' digests.
+    /// The manifest's digests.
     pub algorithm: DigestAlgorithm,
+    /// Pages older than this are to be verified; none at all without it.
+    pub pages: Option<Lsn>,
+    /// Who verifies and digests, if the user has a wish.
+    pub verify: Option<Side>,
+    /// Read the socket without libpq where that can be.
+    pub past_libpq: bool,
+    /// Files are synced in the end.
+    pub sync: bool,
     /// Takes files that are complete.
     pub manifest: Option<&'a SharedManifest>,
     /// The size that a WAL segment must have.
@@ -60,150 +99,528 @@ impl Work<'_> {
     /// connection's part only: what it had not finished is back in the queue. Any other error ends
     /// the backup.
     pub fn run(&self, session: &mut Session) -> Result<()> {
+        let mut turn = Turn::default();
         loop {
-            match self.queue.take(PATIENCE) {
+            match self.queue.take(&mut turn, PATIENCE) {
                 Take::Done => return Ok(()),
                 Take::Wait => session.check_alive()?,
-                Take::Batch(files) => self.fetch(session, &files)?,
+                Take::Batch(items) => self.fetch(session, &items)?,
             }
         }
     }
 
-    fn fetch(&self, session: &mut Session, files: &[FileNumber]) -> Result<()> {
-        let paths: Vec<BackupPath> = files.iter().map(|file| self.queue.path(*file)).collect();
-        let mut receiver = Receiver::new(&paths, self.algorithm);
-        let mut writer = Writer { work: self, files, paths: &paths, open: None };
-        let outcome = self.receive(session, &paths, &mut receiver, &mut writer);
+    fn fetch(&self, session: &mut Session, items: &[Item]) -> Result<()> {
+        let wanted: Vec<FileRequest> = items.iter().map(|item| self.request(*item)).collect();
+        let checks = self.checks(session);
+        let mut receiver = Receiver::new(&wanted, checks);
+        let mut writer = Writer { work: self, items, wanted: &wanted, open: None, suspects: Vec::new() };
+        let outcome = self.transfer(session, &wanted, checks, None, &mut receiver, &mut writer);
         writer.forget();
-        let Err(error) = outcome else { return Ok(()) };
-        let hopeless = HOPELESS.iter().any(|state| error.is_server(*state));
-        if !hopeless && !matches!(error.kind(), Kind::Connection | Kind::Server(_)) {
-            // Our own trouble, such as a full disk: nobody else would fare better.
-            return Err(error);
+        let mut suspects = writer.suspects.into_iter();
+        let position = receiver.position();
+        let outcome = outcome.or_else(|error| self.failed_at(&error, items, position));
+        let outcome = outcome.and_then(|()| {
+            suspects.by_ref().try_for_each(|suspect| self.look_again(session, items[suspect.0], suspect.1))
+        });
+        // The connection is no more: others fetch them anew.
+        for (place, received) in suspects {
+            self.counters.lost(received.length);
+            self.queue.give_back(items[place]);
         }
-        let mut left = files[receiver.position()..].iter();
-        let mut verdict = Ok(());
-        // The file whose turn it was is to blame; those behind it were not even looked at.
-        if !hopeless && let Some(file) = left.next() {
-            verdict = match error.kind() {
-                // Reported as what it is, the end of the connection.
-                Kind::Connection => self.queue.failed(*file, &error),
-                _ => self.failed(*file, &error),
-            };
-        }
-        left.for_each(|file| self.queue.give_back(*file));
-        verdict?;
-        if hopeless || error.kind() == Kind::Connection { Err(error) } else { Ok(()) }
+        outcome
     }
 
-    fn failed(&self, file: FileNumber, error: &Error) -> Result<()> {
-        self.queue.failed(file, error)?;
-        let path = self.queue.path(file);
+    /// A transfer failed: fails in turn if the connection, or the backup, has failed with it.
+    fn failed_at(&self, error: &Error, items: &[Item], position: usize) -> Result<()> {
+        let hopeless = is_hopeless(error);
+        if !hopeless && !matches!(error.kind(), Kind::Connection | Kind::Server(_)) {
+            // Our own trouble, such as a full disk: nobody else would fare better.
+            return Err(error.clone());
+        }
+        let mut left = items[position..].iter();
+        let mut verdict = Ok(());
+        // The file whose turn it was is to blame; those behind it were not even looked at.
+        if !hopeless && let Some(item) = left.next() {
+            verdict = match error.kind() {
+                // Reported as what it is, the end of the connection.
+                Kind::Connection => self.queue.failed(*item, error),
+                _ => self.failed(*item, error),
+            };
+        }
+        left.for_each(|item| self.queue.give_back(*item));
+        verdict?;
+        if hopeless || error.kind() == Kind::Connection { Err(error.clone()) } else { Ok(()) }
+    }
+
+    fn failed(&self, item: Item, error: &Error) -> Result<()> {
+        self.queue.failed(item, error)?;
+        let path = self.queue.path(item.file);
         report::warning(format_args!("could not fetch file \"{path}\", will try again: {error}"));
         Ok(())
     }
 
-    fn receive(
+    /// Who checks what on a connection. On one that is encrypted the bytes go through the server's
+    /// hands anyway; on a plain one it would have to copy them only to look at them.
+    fn checks(&self, session: &Session) -> Checks {
+        let by_server = match self.verify {
+            Some(side) => side == Side::Server,
+            None => !session.is_plain(),
+        };
+        Checks { algorithm: self.algorithm, by_server, pages: self.pages.filter(|_| !by_server) }
+    }
+
+    fn request(&self, item: Item) -> FileRequest {
+        FileRequest {
+            path: self.queue.path(item.file),
+            range: item.part.map(|part| Range { offset: part.offset, length: Some(part.length) }),
+        }
+    }
+
+    /// One SEND_FILES_CONTENT. `verify` overrides what follows from `checks`.
+    fn transfer(
         &self,
         session: &mut Session,
-        paths: &[BackupPath],
+        wanted: &[FileRequest],
+        checks: Checks,
+        verify: Option<bool>,
         receiver: &mut Receiver<'_>,
-        writer: &mut Writer<'_>,
+        sink: &mut impl Sink,
     ) -> Result<()> {
         let command = Command::SendFilesContent(SendFilesContent {
-            files: paths.iter().cloned().map(FileRequest::whole).collect(),
+            files: wanted.to_vec(),
             backup_id: Some(self.backup),
-            file_checksum: self.algorithm,
+            // As START_BACKUP has it if it is the server that verifies.
+            verify_checksums: verify.or(if checks.by_server { None } else { Some(false) }),
+            file_checksum: if checks.by_server { self.algorithm } else { DigestAlgorithm::None },
             ..SendFilesContent::default()
         });
-        session.send(&command.to_bytes())?;
-        let nothing = || Error::connection("server sent no COPY data stream");
-        if session.result()?.ok_or_else(nothing)?.status() != Status::PGRES_COPY_OUT {
-            return Err(nothing());
-        }
-        while let Some(message) = session.copy_data()? {
-            receiver.message(&message, writer)?;
-        }
-        // An error that ended the copy comes first: it says why files are missing.
-        session.finish()?;
+        session.copy_out(&command.to_bytes(), self.past_libpq, &mut Feed { receiver, sink })?;
         receiver.finish()
+    }
+
+    /// A file came whole, but for pages that did not verify. They may have been caught while they
+    /// were being written, so they are asked for again; and what is still wrong then is left to the
+    /// server to verify, to report and to count. The bytes that come replace those that came.
+    fn look_again(&self, session: &mut Session, item: Item, received: Received) -> Result<()> {
+        match self.repair(session, item, &received) {
+            Ok(Some(digest)) => self.complete(item, &Received { digest, ..received }),
+            Ok(None) => self.vanished(item),
+            Err(error) => {
+                self.counters.lost(received.length);
+                if is_hopeless(&error) {
+                    self.queue.give_back(item);
+                    return Err(error);
+                }
+                match error.kind() {
+                    Kind::Server(_) => self.failed(item, &error),
+                    Kind::Connection => self.queue.failed(item, &error).and(Err(error)),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// The digest of what is there in the end; `None` if the file has vanished meanwhile.
+    fn repair(&self, session: &mut Session, item: Item, received: &Received) -> Result<Option<Vec<u8>>> {
+        let path = self.queue.path(item.file);
+        let file = if self.discard { None } else { Some(self.target.open_listed(&path)?) };
+        let by_client = Checks { algorithm: DigestAlgorithm::None, by_server: false, pages: self.pages };
+        let mut patch = Patch {
+            work: self,
+            path: &path,
+            file: file.as_ref(),
+            end: received.offset + received.length,
+            ranges: Vec::new(),
+            position: 0,
+            suspects: Vec::new(),
+            vanished: false,
+        };
+        for ranges in runs(&received.suspects).chunks(MAX_FILES_PER_COMMAND) {
+            patch.fetch(session, ranges, by_client, None)?;
+        }
+        // From the first that is wrong to the last in one piece: the server then reports a file's
+        // failures as it does for all of a file.
+        let wrong = std::mem::take(&mut patch.suspects);
+        if let (Some(first), Some(last)) = (wrong.first(), wrong.last()) {
+            let by_server = Checks { algorithm: self.algorithm, by_server: true, pages: None };
+            patch.fetch(session, &[pages(*first, *last)], by_server, Some(true))?;
+        }
+        if patch.vanished {
+            return Ok(None);
+        }
+        match file {
+            Some(file) if !self.algorithm.is_empty() => reread(&file, received, self.algorithm)
+                .map(Some)
+                .map_err(|error| Error::io("read file", &self.target.path(&path), &error)),
+            _ => Ok(Some(received.digest.clone())),
+        }
+    }
+
+    /// A file, or a part of one, is there and right.
+    fn complete(&self, item: Item, received: &Received) -> Result<()> {
+        let Some(part) = item.part else {
+            return self.file_complete(item, received.size, received.mtime, &received.digest);
+        };
+        // Only these digests are made of files in parts.
+        let crc = received.digest.as_slice().try_into().map_or(0, u32::from_le_bytes);
+        self.part_done(item, &part, self.splits.complete(item.file, &part, crc))
+    }
+
+    fn file_complete(&self, item: Item, size: u64, mtime: i64, digest: &[u8]) -> Result<()> {
+        let path = self.queue.path(item.file);
+        // As in BASE_BACKUP, WAL segments are not in the manifest, all else is.
+        if let Some(manifest) = self.manifest
+            && !wal_file_name(&path).is_some_and(wal::is_segment)
+        {
+            let mut manifest = manifest.lock().unwrap_or_else(PoisonError::into_inner);
+            manifest.file(path.as_bytes(), size, mtime, digest).map_err(|error| manifest_error(&error))?;
+        }
+        self.counters.file();
+        self.queue.finish(true);
+        Ok(())
+    }
+
+    fn vanished(&self, item: Item) -> Result<()> {
+        let path = self.queue.path(item.file);
+        if let Some(name) = wal_file_name(&path) {
+            return Err(Error::local(format!(
+                "could not find WAL file \"{}\"",
+                String::from_utf8_lossy(name)
+            )));
+        }
+        if let Some(part) = item.part {
+            return self.part_done(item, &part, self.splits.vanished(item.file, &part));
+        }
+        // An earlier try may have written some of it.
+        self.file_vanished(&path)
+    }
+
+    fn file_vanished(&self, path: &BackupPath) -> Result<()> {
+        if !self.discard {
+            self.target.remove(path)?;
+        }
+        self.counters.file();
+        self.queue.finish(true);
+        Ok(())
+    }
+
+    fn part_done(&self, item: Item, part: &Part, outcome: Outcome) -> Result<()> {
+        match outcome {
+            Outcome::Unfinished => {
+                self.queue.finish(false);
+                Ok(())
+            }
+            Outcome::Complete { crc, mtime } => {
+                let digest = if self.algorithm.is_empty() { Vec::new() } else { crc.to_le_bytes().to_vec() };
+                self.file_complete(item, part.size, mtime, &digest)
+            }
+            Outcome::Vanished => self.file_vanished(&self.queue.path(item.file)),
+        }
+    }
+}
+
+/// Whether files of a backup with such digests may be fetched in parts: those of CRC-32C can be put
+/// together. Others would have to be made over the whole file once it is there, and reading it all
+/// again costs more than an uneven end.
+pub fn may_split(algorithm: DigestAlgorithm) -> bool {
+    matches!(algorithm, DigestAlgorithm::None | DigestAlgorithm::Crc32c)
+}
+
+/// Hands what a COPY carries to whoever knows what it is.
+struct Feed<'a, 'b, S> {
+    receiver: &'a mut Receiver<'b>,
+    sink: &'a mut S,
+}
+
+impl<S: Sink> CopySink for Feed<'_, '_, S> {
+    fn message(&mut self, payload: &[u8]) -> Result<()> {
+        self.receiver.message(payload, self.sink)
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.receiver.data(bytes, self.sink)
     }
 }
 
 /// Writes one batch.
 struct Writer<'a> {
     work: &'a Work<'a>,
-    files: &'a [FileNumber],
-    paths: &'a [BackupPath],
-    open: Option<(File, PathBuf, u64)>,
+    items: &'a [Item],
+    wanted: &'a [FileRequest],
+    open: Option<Open>,
+    /// Files with pages that did not verify.
+    suspects: Vec<(usize, Received)>,
+}
+
+/// A file that is being written.
+struct Open {
+    /// Its place in the request.
+    file: usize,
+    output: Output,
+    /// Where the next byte goes.
+    position: u64,
+    received: u64,
+    /// Up to here the operating system was told to write to disk.
+    told: u64,
+}
+
+enum Output {
+    Whole(File),
+    Part(Arc<File>),
+    Nowhere,
+}
+
+impl Output {
+    fn file(&self) -> Option<&File> {
+        match self {
+            Self::Whole(file) => Some(file),
+            Self::Part(file) => Some(file),
+            Self::Nowhere => None,
+        }
+    }
 }
 
 impl Writer<'_> {
     /// What was received of a file that is not complete does not count.
     fn forget(&mut self) {
-        if let Some((_, _, received)) = self.open.take() {
-            self.work.counters.lost(received);
+        if let Some(open) = self.open.take() {
+            self.work.counters.lost(open.received);
         }
+    }
+
+    fn create(&self, file: usize, size: u64, mode: u32) -> Result<File> {
+        let path = &self.wanted[file].path;
+        let created = self.work.target.create_listed(path, mode)?;
+        if size >= PREALLOCATED && self.work.sync {
+            // A full disk is better heard of now than after the file was sent; and not every file
+            // system can do it.
+            if let Err(error @ Errno::NOSPC) = fallocate(&created, FallocateFlags::KEEP_SIZE, 0, size) {
+                return Err(self.io("write to file", file, &error.into()));
+            }
+        }
+        Ok(created)
+    }
+
+    fn io(&self, what: &str, file: usize, error: &io::Error) -> Error {
+        Error::io(what, &self.path(file), error)
+    }
+
+    fn path(&self, file: usize) -> PathBuf {
+        self.work.target.path(&self.wanted[file].path)
+    }
+
+    /// A part of a file that has shrunk since it was listed is filled up.
+    fn fill(&self, file: usize, part: &Part, received: &mut Received) -> Result<()> {
+        let mut digest = received.digest.as_slice().try_into().map_or(0, u32::from_le_bytes);
+        let mut at = part.offset + received.length;
+        let end = part.offset + part.length;
+        while at < end {
+            let zeroes =
+                &ZEROES[..usize::try_from(end - at).map_or(ZEROES.len(), |left| left.min(ZEROES.len()))];
+            if let Some(open) = &self.open
+                && let Some(output) = open.output.file()
+            {
+                output.write_all_at(zeroes, at).map_err(|error| self.io("write to file", file, &error))?;
+            }
+            digest = crc32c::crc32c_append(digest, zeroes);
+            at += zeroes.len() as u64;
+        }
+        if !received.digest.is_empty() {
+            received.digest = digest.to_le_bytes().to_vec();
+        }
+        received.length = part.length;
+        Ok(())
     }
 }
 
 impl Sink for Writer<'_> {
     fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()> {
-        let path = &self.paths[file];
+        let path = &self.wanted[file].path;
         if wal_file_name(path).is_some_and(wal::is_segment) && begin.size != self.work.segment_size {
             return Err(Error::local(format!("unexpected WAL file size \"{path}\"")));
         }
-        let place = self.work.target.path(path);
-        let opened = self.work.target.create(&place, begin.mode)?;
-        self.open = Some((opened, place, 0));
+        let output = match self.items[file].part {
+            _ if self.work.discard && self.items[file].part.is_none() => Output::Nowhere,
+            None => Output::Whole(self.create(file, begin.size, begin.mode)?),
+            Some(part) => {
+                let create = || {
+                    if self.work.discard {
+                        return Ok(None);
+                    }
+                    let created = self.create(file, part.size, begin.mode)?;
+                    created.set_len(part.size).map_err(|error| self.io("truncate file", file, &error))?;
+                    Ok(Some(created))
+                };
+                match self.work.splits.open(self.items[file].file, begin.mtime, create)? {
+                    Some(shared) => Output::Part(shared),
+                    None => Output::Nowhere,
+                }
+            }
+        };
+        self.open = Some(Open { file, output, position: begin.offset, received: 0, told: begin.offset });
         Ok(())
     }
 
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        if let Some((file, path, received)) = &mut self.open {
-            file.write_all(bytes).map_err(|error| Error::io("write to file", path, &error))?;
-            *received += bytes.len() as u64;
-            self.work.counters.received(bytes.len());
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if let Some(output) = open.output.file() {
+            output.write_all_at(bytes, open.position).map_err(|error| {
+                Error::io("write to file", &self.work.target.path(&self.wanted[open.file].path), &error)
+            })?;
         }
+        open.position += bytes.len() as u64;
+        open.received += bytes.len() as u64;
+        if self.work.sync && open.position - open.told >= WRITEBACK {
+            if let Some(file) = open.output.file() {
+                os::start_writeback(file, open.told, open.position - open.told);
+            }
+            open.told = open.position;
+        }
+        self.work.counters.received(bytes.len());
         Ok(())
     }
 
-    fn end(&mut self, file: usize, received: &Received) -> Result<()> {
-        self.open = None;
-        let path = &self.paths[file];
-        // As in BASE_BACKUP, WAL segments are not in the manifest, all else is.
-        if let Some(manifest) = self.work.manifest
-            && !wal_file_name(path).is_some_and(wal::is_segment)
-        {
-            let mut manifest = manifest.lock().unwrap_or_else(PoisonError::into_inner);
-            manifest
-                .file(path.as_bytes(), received.size, received.mtime, &received.digest)
-                .map_err(|error| manifest_error(&error))?;
+    fn end(&mut self, file: usize, mut received: Received) -> Result<()> {
+        let item = self.items[file];
+        if let Some(part) = item.part {
+            self.fill(file, &part, &mut received)?;
         }
-        self.work.counters.file();
-        self.work.queue.finish();
-        Ok(())
+        if let Some(open) = self.open.take()
+            && self.work.sync
+            && open.received >= WRITEBACK_MINIMUM
+            && let Some(file) = open.output.file()
+        {
+            os::start_writeback(file, open.told, open.position - open.told);
+        }
+        if received.suspects.is_empty() {
+            self.work.complete(item, &received)
+        } else {
+            self.suspects.push((file, received));
+            Ok(())
+        }
     }
 
     fn vanished(&mut self, file: usize) -> Result<()> {
-        let path = &self.paths[file];
-        if let Some(name) = wal_file_name(path) {
-            return Err(Error::local(format!(
-                "could not find WAL file \"{}\"",
-                String::from_utf8_lossy(name)
-            )));
-        }
-        // An earlier try may have written some of it.
-        self.work.target.remove(path)?;
-        self.work.counters.file();
-        self.work.queue.finish();
-        Ok(())
+        self.work.vanished(self.items[file])
     }
 
     fn damaged(&mut self, file: usize, error: Error) -> Result<()> {
         self.forget();
-        self.work.failed(self.files[file], &error)
+        self.work.failed(self.items[file], &error)
     }
+}
+
+/// Writes ranges over a file that was received before.
+struct Patch<'a> {
+    work: &'a Work<'a>,
+    path: &'a BackupPath,
+    file: Option<&'a File>,
+    /// Where what was received before ends.
+    end: u64,
+    /// What was asked for.
+    ranges: Vec<Range>,
+    /// Where the next byte goes.
+    position: u64,
+    /// Pages that did not verify this time either.
+    suspects: Vec<u32>,
+    vanished: bool,
+}
+
+impl Patch<'_> {
+    fn fetch(
+        &mut self,
+        session: &mut Session,
+        ranges: &[Range],
+        checks: Checks,
+        verify: Option<bool>,
+    ) -> Result<()> {
+        let wanted: Vec<FileRequest> =
+            ranges.iter().map(|range| FileRequest { path: self.path.clone(), range: Some(*range) }).collect();
+        self.ranges = ranges.to_vec();
+        let work = self.work;
+        work.transfer(session, &wanted, checks, verify, &mut Receiver::new(&wanted, checks), self)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        // What the file has grown by meanwhile is cut off here too.
+        let room = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let bytes = &bytes[..bytes.len().min(room)];
+        if let Some(file) = self.file {
+            file.write_all_at(bytes, self.position)
+                .map_err(|error| Error::io("write to file", &self.work.target.path(self.path), &error))?;
+        }
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl Sink for Patch<'_> {
+    fn begin(&mut self, _: usize, begin: &FileBegin<'_>) -> Result<()> {
+        self.position = begin.offset;
+        Ok(())
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)
+    }
+
+    fn end(&mut self, file: usize, received: Received) -> Result<()> {
+        // Where the file has shrunk meanwhile there is nothing to be verified, and nothing to keep.
+        let range = self.ranges[file];
+        let wanted = range.length.map_or(self.end, |length| range.offset + length).min(self.end);
+        while self.position < wanted {
+            let left = usize::try_from(wanted - self.position).unwrap_or(usize::MAX);
+            self.write(&ZEROES[..left.min(ZEROES.len())])?;
+        }
+        self.suspects.extend(received.suspects);
+        Ok(())
+    }
+
+    fn vanished(&mut self, _: usize) -> Result<()> {
+        self.vanished = true;
+        Ok(())
+    }
+
+    fn damaged(&mut self, _: usize, error: Error) -> Result<()> {
+        Err(error)
+    }
+}
+
+/// The range of pages from one to another, both included.
+fn pages(first: u32, last: u32) -> Range {
+    let block = BLOCK_SIZE as u64;
+    let offset = u64::from(first) * block;
+    Range { offset, length: Some((u64::from(last) + 1) * block - offset) }
+}
+
+/// Pages, in order, as ranges.
+fn runs(numbers: &[u32]) -> Vec<Range> {
+    numbers.chunk_by(|one, next| one + 1 == *next).map(|run| pages(run[0], run[run.len() - 1])).collect()
+}
+
+/// The digest of what lies where something was received.
+fn reread(file: &File, received: &Received, algorithm: DigestAlgorithm) -> io::Result<Vec<u8>> {
+    let mut digest = Digest::new(algorithm);
+    let mut buffer = vec![0; REREAD];
+    let end = received.offset + received.length;
+    let mut at = received.offset;
+    while at < end {
+        let most = usize::try_from(end - at).map_or(REREAD, |left| left.min(REREAD));
+        match file.read_at(&mut buffer[..most], at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                digest.update(&buffer[..count]);
+                at += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(digest.finish())
+}
+
+fn is_hopeless(error: &Error) -> bool {
+    HOPELESS.iter().any(|state| error.is_server(*state))
 }
 
 /// The error of a manifest that cannot be written.
@@ -229,5 +646,13 @@ mod tests {
         assert_eq!(name("pg_wal/00000002.history").as_deref(), Some("00000002.history"));
         assert_eq!(name("pg_wal/archive_status/x"), None);
         assert_eq!(name("base/1"), None);
+    }
+
+    #[test]
+    fn pages_as_ranges() {
+        let range = |offset: u64, length: u64| Range { offset: offset * 8192, length: Some(length * 8192) };
+        assert_eq!(runs(&[]), []);
+        assert_eq!(runs(&[3]), [range(3, 1)]);
+        assert_eq!(runs(&[0, 1, 2, 7, 9, 10]), [range(0, 3), range(7, 1), range(9, 2)]);
     }
 }
