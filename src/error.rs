@@ -103,6 +103,13 @@ pub enum Error {
         /// The path.
         path: Vec<u8>,
     },
+    /// A file among relation files whose name has a dot and no segment number after it: before 17,
+    /// BASE_BACKUP ends there too.
+    #[error("invalid segment number 0 in file \"{}\"", encode(.path))]
+    InvalidSegment {
+        /// The path.
+        path: Vec<u8>,
+    },
     /// A range of a file that is not a relation's.
     #[error("cannot send a range of file \"{}\": it is not a relation file", encode(.path))]
     RangeOfOther {
@@ -189,7 +196,7 @@ impl Error {
             Self::NotRegular { .. } => SqlState::WRONG_OBJECT_TYPE,
             Self::WalRemoved { .. } => SqlState::UNDEFINED_FILE,
             Self::ControlFileCrc | Self::ChecksumFailures => SqlState::DATA_CORRUPTED,
-            Self::WalSize { .. } => SqlState::INTERNAL_ERROR,
+            Self::WalSize { .. } | Self::InvalidSegment { .. } => SqlState::INTERNAL_ERROR,
             Self::Io { source, .. } => io_sqlstate(source),
             Self::NoRandom | Self::TimelineHistory { .. } => SqlState::INTERNAL_ERROR,
         }

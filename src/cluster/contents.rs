@@ -1,6 +1,7 @@
 //! Which files a backup has: the exclusions of basebackup.c, in one place for the walk and for
 //! the check of a path that a client asks for, so that the two cannot differ.
 
+use crate::cluster::names::Pages;
 use crate::cluster::relation::{RelationFile, database_of, is_temporary, split};
 use crate::cluster::{Layout, Tablespace};
 use protocol::BackupPath;
@@ -140,6 +141,24 @@ pub struct Member<'a> {
     pub tablespace: Option<&'a Tablespace>,
     /// The relation that it belongs to, and the database of that.
     pub relation: Option<(RelationFile, RelationDir)>,
+    /// The file beside it whose presence says that its relation is unlogged.
+    pub init_fork: Option<Vec<u8>>,
+    /// The pages that it has.
+    pub pages: Pages,
+}
+
+impl Member<'_> {
+    /// The database that it belongs to, 0 for none.
+    pub fn database(&self) -> u32 {
+        self.relation.map_or(0, |(_, directory)| directory.database)
+    }
+}
+
+/// The file of `directory` whose presence says that `name` there is a fork of an unlogged relation,
+/// which replay makes anew.
+pub fn init_fork(layout: &Layout, directory: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+    RelationDir::of(layout, directory)?;
+    layout.names.init_fork(directory, name)
 }
 
 /// Checks a path component by component. `None` where no list could have had it; whether it is
@@ -161,7 +180,15 @@ pub fn member<'a>(layout: &'a Layout, path: &BackupPath) -> Option<Member<'a>> {
         if last {
             let relation =
                 RelationDir::of(layout, &directory).and_then(|dir| Some((RelationFile::parse(name)?, dir)));
-            return Some(Member { tablespace, relation });
+            let below_relations = tablespace.is_some()
+                || [&b"base/"[..], b"global/"].iter().any(|top| path.as_bytes().starts_with(top));
+            let file = relation.map(|(file, _)| file);
+            return Some(Member {
+                tablespace,
+                relation,
+                init_fork: init_fork(layout, &directory, name),
+                pages: layout.names.pages(name, file, below_relations),
+            });
         }
         directory = join(&directory, name);
     }
@@ -196,6 +223,7 @@ mod tests {
                 space(16386, b"pg_tblspc/16386", Some(b"pg_tblspc/16386")),
             ],
             version_directory: b"PG_18_202506291".to_vec(),
+            names: Default::default(),
         }
     }
 

@@ -3,11 +3,13 @@
 //! way, relation files and their pages, is in a crate of its own.
 
 pub mod contents;
+pub mod names;
 pub mod open;
 pub mod wal;
 pub mod walk;
 
 use bytes::{Buf, BufMut};
+use names::Names;
 pub use pages::{page, relation};
 
 /// A tablespace as START_BACKUP found it.
@@ -42,6 +44,8 @@ pub struct Layout {
     /// The directory in each tablespace that belongs to this server
     /// (TABLESPACE_VERSION_DIRECTORY).
     pub version_directory: Vec<u8>,
+    /// How this server reads the names of files.
+    pub names: Names,
 }
 
 impl Layout {
@@ -49,6 +53,7 @@ impl Layout {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_bytes(&mut out, &self.version_directory);
+        out.put_u8(u8::from(self.names == Names::Loose));
         for space in &self.tablespaces {
             out.put_u32(space.oid);
             put_bytes(&mut out, &space.location);
@@ -61,6 +66,7 @@ impl Layout {
     /// The reverse of [`Layout::encode`]; `None` where the bytes are not from there.
     pub fn decode(mut bytes: &[u8]) -> Option<Self> {
         let version_directory = take_bytes(&mut bytes)?;
+        let names = if bytes.try_get_u8().ok()? == 0 { Names::Strict } else { Names::Loose };
         let mut tablespaces = Vec::new();
         while bytes.has_remaining() {
             let oid = bytes.try_get_u32().ok()?;
@@ -68,7 +74,7 @@ impl Layout {
             let relative = Some(take_bytes(&mut bytes)?).filter(|path| !path.is_empty());
             tablespaces.push(Tablespace { oid, location, relative });
         }
-        Some(Self { tablespaces, version_directory })
+        Some(Self { tablespaces, version_directory, names })
     }
 
     /// The tablespace with the entry `name` in pg_tblspc.
@@ -100,7 +106,8 @@ mod tests {
                 Tablespace { oid: 16384, location: b"/srv/\xff space".to_vec(), relative: None },
                 Tablespace { oid: 16385, location: b"/data/x".to_vec(), relative: Some(b"x".to_vec()) },
             ],
-            version_directory: b"PG_18_1".to_vec(),
+            version_directory: b"PG_15_1".to_vec(),
+            names: Names::Loose,
         };
         let bytes = layout.encode();
         assert_eq!(Layout::decode(&bytes), Some(layout));

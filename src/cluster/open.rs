@@ -13,7 +13,6 @@ use rustix::io::Errno;
 
 use crate::cluster::Tablespace;
 use crate::cluster::contents::{Member, WAL_DIR};
-use crate::cluster::relation::Fork;
 use crate::error::{Error, Result};
 
 /// How every descriptor here is opened.
@@ -37,11 +36,10 @@ pub fn open_member(root: &Path, path: &BackupPath, member: &Member<'_>) -> Resul
     let mut components = path.components().enumerate().peekable();
     while let Some((depth, name)) = components.next() {
         if components.peek().is_none() {
-            if let Some((file, _)) = member.relation.filter(|(file, _)| file.fork != Fork::Init) {
-                let init_fork = file.init_fork_name();
-                if statat(&directory, OsStr::from_bytes(&init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                    return Ok(Opened::Vanished);
-                }
+            if let Some(init_fork) = &member.init_fork
+                && statat(&directory, OsStr::from_bytes(init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+            {
+                return Ok(Opened::Vanished);
             }
             return open_file(&directory, name, path.as_bytes());
         }
@@ -158,6 +156,7 @@ mod tests {
         let layout = Layout {
             tablespaces: vec![space(16384, &outside), space(16385, Path::new("/another"))],
             version_directory: b"PG_18_1".to_vec(),
+            names: Default::default(),
         };
         let result = std::panic::catch_unwind(|| {
             let is_file = |path| matches!(open(&data, &layout, path), Ok(Opened::File(_, m)) if m.len() > 0);

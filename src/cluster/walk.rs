@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-use crate::cluster::contents::{RelationDir, Verdict, WAL_DIR, join, verdict};
-use crate::cluster::relation::{Fork, RelationFile};
+use crate::cluster::contents::{Verdict, WAL_DIR, init_fork, join, verdict};
 use crate::cluster::{Layout, Tablespace};
 use crate::error::{Error, Result};
 
@@ -200,13 +199,10 @@ impl Walk<'_> {
     /// Whether the name is a fork of an unlogged relation other than the init fork: replay makes
     /// those anew.
     fn is_unlogged(&self, directory: &[u8], name: &[u8]) -> Result<bool> {
-        if RelationDir::of(self.layout, directory).is_none() {
-            return Ok(false);
-        }
-        let Some(file) = RelationFile::parse(name).filter(|file| file.fork != Fork::Init) else {
+        let Some(init_fork) = init_fork(self.layout, directory, name) else {
             return Ok(false);
         };
-        let init_fork = join(directory, &file.init_fork_name());
+        let init_fork = join(directory, &init_fork);
         Ok(fs::symlink_metadata(self.root.join(OsStr::from_bytes(&init_fork))).is_ok())
     }
 
@@ -322,6 +318,7 @@ mod tests {
                 },
             ],
             version_directory: b"PG_18_1".to_vec(),
+            names: Default::default(),
         };
         let walk = Walk {
             root: &cluster.0,

@@ -11,6 +11,7 @@ use protocol::{BackupPath, CommandKind, DigestAlgorithm};
 
 use crate::backup::handle::Handle;
 use crate::cluster::contents::{Member, WAL_DIR, member};
+use crate::cluster::names::Pages;
 use crate::cluster::open::{Opened, open_member, open_wal_file};
 use crate::cluster::page::BLOCK_SIZE;
 use crate::cluster::wal::{WalFile, WalRange};
@@ -134,15 +135,19 @@ impl Transfer<'_> {
                 return Ok(());
             }
         };
-        let relation = member.relation;
-        let pages = relation.filter(|_| self.verify).map(|(relation, _)| PageCheck {
-            start_lsn: self.pace.handle.facts.start_lsn,
-            first_block: relation.first_block(),
-        });
+        let pages = match member.pages {
+            Pages::From(first_block) if self.verify => {
+                Some(PageCheck { start_lsn: self.pace.handle.facts.start_lsn, first_block })
+            }
+            Pages::InvalidSegment if self.verify => {
+                return Err(Error::InvalidSegment { path: request.path.as_bytes().to_vec() });
+            }
+            Pages::From(_) | Pages::None | Pages::InvalidSegment => None,
+        };
         let (offset, length) = clamp(request.range, metadata.len());
         let failures = self.send(&request.path, file, &metadata, (offset, length), pages, || Ok(()))?;
-        if let Some((_, directory)) = relation.filter(|_| failures > 0) {
-            checksum_stats::report(directory.database, failures);
+        if failures > 0 {
+            checksum_stats::report(member.database(), failures);
         }
         Ok(())
     }

@@ -17,11 +17,7 @@ use crate::stream::rows::ResultSet;
 /// Lists the files of a running backup, or of the cluster as it is for an estimate.
 pub fn run(command: &SendFileList) -> Result<()> {
     if command.estimate {
-        let layout = Rc::new(Layout {
-            tablespaces: backup::current_tablespaces(),
-            version_directory: server::version_directory(),
-        });
-        return list(&layout, None);
+        return list(&server::layout(backup::current_tablespaces()), None);
     }
     let handle = Handle::open(command.backup_id, CommandKind::SendFileList)?;
     if handle.is_stopped() {

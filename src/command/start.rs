@@ -39,9 +39,9 @@ fn start(command: &StartBackup, slot: &'static Slot, id: BackupId) -> Result<()>
     walsender::set_state_backup();
     progress::start(Phase::WaitCheckpoint, None, 0);
     let started = backup::start(&backup::label(&command.label), command.checkpoint == Checkpoint::Fast);
-    let mut state = started.state;
+    let state = started.state;
     let label_file = state.label_file();
-    let layout = Layout { tablespaces: started.tablespaces, version_directory: server::version_directory() };
+    let layout = server::layout(started.tablespaces);
     let segment = Segment::publish(&layout.encode());
     let facts = Facts {
         start_lsn: state.start_lsn(),

@@ -8,9 +8,12 @@ use protocol::Lsn;
 use crate::cluster::Tablespace;
 use crate::pg::{node, server};
 
-/// `tablespaceinfo` of backup/basebackup.h, which the bindings lack. The same since version 9.
+/// `tablespaceinfo` of backup/basebackup.h, which the bindings lack.
 #[repr(C)]
 struct TablespaceInfo {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    oid: *const std::ffi::c_char,
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     oid: pg_sys::Oid,
     path: *mut std::ffi::c_char,
     rpath: *mut std::ffi::c_char,
@@ -20,7 +23,15 @@ struct TablespaceInfo {
 /// The state of a backup that this session has started. It outlives the command that made it, so
 /// it lives in Rust's memory and not in the command's context.
 #[derive(Debug)]
-pub struct BackupState(Box<pg_sys::BackupState>);
+pub struct BackupState {
+    start: (Lsn, u32),
+    started_in_recovery: bool,
+    stop: (Lsn, u32),
+    label_file: Vec<u8>,
+    /// PostgreSQL's own, from 16; before, the content of backup_label is the state.
+    #[cfg(not(feature = "pg15"))]
+    native: Box<pg_sys::BackupState>,
+}
 
 /// What a started backup begins with.
 #[derive(Debug)]
@@ -44,32 +55,117 @@ pub fn session_in_backup() -> bool {
 /// again.
 #[allow(unsafe_code)]
 pub fn start(label: &CStr, fast: bool) -> Started {
-    let mut state = Box::<pg_sys::BackupState>::default();
     let mut list = std::ptr::null_mut();
-    // SAFETY: the handler is a static function; the label is a C string; the state is zeroed and
-    // stays where it is; the list and the map are made in the current memory context.
+    // SAFETY: the handler is a static function; the map is made in the current memory context.
     let map = unsafe {
         pg_sys::register_persistent_abort_backup_handler();
-        let map = pg_sys::makeStringInfo();
-        pg_sys::do_pg_backup_start(label.as_ptr(), fast, &mut list, &mut *state, map);
-        map
+        pg_sys::makeStringInfo()
     };
+    // SAFETY: the map is an empty StringInfo.
+    let state = unsafe { enter(label, fast, &mut list, map) };
     // SAFETY: do_pg_backup_start filled the list with tablespaceinfo, and the StringInfo.
     let (tablespaces, tablespace_map) = unsafe {
-        let tablespaces = node::pointers(list)
-            .map(|pointer| {
-                let info = &*pointer.cast::<TablespaceInfo>();
-                Tablespace {
-                    oid: info.oid.to_u32(),
-                    location: CStr::from_ptr(info.path).to_bytes().to_vec(),
-                    relative: (!info.rpath.is_null()).then(|| CStr::from_ptr(info.rpath).to_bytes().to_vec()),
-                }
-            })
-            .collect();
-        let length = usize::try_from((*map).len).unwrap_or(0);
-        (tablespaces, std::slice::from_raw_parts((*map).data.cast::<u8>(), length).to_vec())
+        let tablespaces = node::pointers(list).map(|pointer| tablespace(&*pointer.cast()));
+        (with_in_place(tablespaces.collect()), content(map))
     };
-    Started { state: BackupState(state), tablespaces, tablespace_map }
+    Started { state, tablespaces, tablespace_map }
+}
+
+/// do_pg_backup_start: the values that it yields, and its list and map filled.
+///
+/// # Safety
+/// `map` is a StringInfo.
+#[cfg(not(feature = "pg15"))]
+#[allow(unsafe_code)]
+unsafe fn enter(
+    label: &CStr,
+    fast: bool,
+    list: &mut *mut pg_sys::List,
+    map: pg_sys::StringInfo,
+) -> BackupState {
+    let mut native = Box::<pg_sys::BackupState>::default();
+    // SAFETY: the label is a C string; the state is zeroed and stays where it is; its content of
+    // backup_label is a palloc'd C string.
+    let label_file = unsafe {
+        pg_sys::do_pg_backup_start(label.as_ptr(), fast, list, &mut *native, map);
+        let content = pg_sys::build_backup_content(&mut *native, false);
+        let bytes = CStr::from_ptr(content).to_bytes().to_vec();
+        pg_sys::pfree(content.cast());
+        bytes
+    };
+    BackupState {
+        start: (Lsn(native.startpoint), native.starttli),
+        started_in_recovery: native.started_in_recovery,
+        stop: Default::default(),
+        label_file,
+        native,
+    }
+}
+
+/// do_pg_backup_start: the values that it yields, and its list and map filled.
+///
+/// # Safety
+/// `map` is a StringInfo.
+#[cfg(feature = "pg15")]
+#[allow(unsafe_code)]
+unsafe fn enter(
+    label: &CStr,
+    fast: bool,
+    list: &mut *mut pg_sys::List,
+    map: pg_sys::StringInfo,
+) -> BackupState {
+    let mut timeline = 0;
+    // It has no way to say so. A standby that is promoted in between is found by
+    // do_pg_backup_stop, from the content of backup_label.
+    let started_in_recovery = server::in_recovery();
+    // SAFETY: the label is a C string; the content of backup_label goes into a StringInfo of the
+    // current memory context.
+    let (start, label_file) = unsafe {
+        let label_file = pg_sys::makeStringInfo();
+        let start = pg_sys::do_pg_backup_start(label.as_ptr(), fast, &mut timeline, label_file, list, map);
+        (start, content(label_file))
+    };
+    BackupState { start: (Lsn(start), timeline), started_in_recovery, stop: Default::default(), label_file }
+}
+
+/// # Safety
+/// `info` is as do_pg_backup_start made it.
+#[allow(unsafe_code)]
+unsafe fn tablespace(info: &TablespaceInfo) -> Tablespace {
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    let oid = info.oid.to_u32();
+    // SAFETY: the name of an entry of pg_tblspc, digits all of it.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    let oid = unsafe { CStr::from_ptr(info.oid) }.to_str().ok().and_then(|oid| oid.parse().ok()).unwrap_or(0);
+    // SAFETY: a C string, and one or null.
+    unsafe {
+        Tablespace {
+            oid,
+            location: CStr::from_ptr(info.path).to_bytes().to_vec(),
+            relative: (!info.rpath.is_null()).then(|| CStr::from_ptr(info.rpath).to_bytes().to_vec()),
+        }
+    }
+}
+
+/// From 16, do_pg_backup_start lists tablespaces that are directories in pg_tblspc
+/// (allow_in_place_tablespaces) too. In 15 BASE_BACKUP sends them as part of the data directory.
+fn with_in_place(tablespaces: Vec<Tablespace>) -> Vec<Tablespace> {
+    #[cfg(not(feature = "pg15"))]
+    let in_place = [];
+    #[cfg(feature = "pg15")]
+    let in_place = current_tablespaces().into_iter().filter(Tablespace::in_place);
+    tablespaces.into_iter().chain(in_place).collect()
+}
+
+/// # Safety
+/// `info` is a StringInfo.
+#[allow(unsafe_code)]
+unsafe fn content(info: pg_sys::StringInfo) -> Vec<u8> {
+    // SAFETY: data has len bytes.
+    unsafe {
+        let length = usize::try_from((*info).len).unwrap_or(0);
+        std::slice::from_raw_parts((*info).data.cast::<u8>(), length).to_vec()
+    }
 }
 
 /// Leaves backup mode without a backup, if the session is in it.
@@ -82,48 +178,59 @@ pub fn abort() {
 impl BackupState {
     /// The start LSN.
     pub fn start_lsn(&self) -> Lsn {
-        Lsn(self.0.startpoint)
+        self.start.0
     }
 
     /// Its timeline.
     pub fn start_timeline(&self) -> u32 {
-        self.0.starttli
+        self.start.1
     }
 
     /// Whether the server was a standby when the backup started.
     pub fn started_in_recovery(&self) -> bool {
-        self.0.started_in_recovery
+        self.started_in_recovery
     }
 
     /// Where the backup ended, once it has.
     pub fn stop_lsn(&self) -> Lsn {
-        Lsn(self.0.stoppoint)
+        self.stop.0
     }
 
     /// The timeline of that.
     pub fn stop_timeline(&self) -> u32 {
-        self.0.stoptli
+        self.stop.1
     }
 
     /// The content of backup_label.
-    #[allow(unsafe_code)]
-    pub fn label_file(&mut self) -> Vec<u8> {
-        // SAFETY: the state is a started backup's; the answer is a palloc'd C string.
-        unsafe {
-            let content = pg_sys::build_backup_content(&mut *self.0, false);
-            let bytes = CStr::from_ptr(content).to_bytes().to_vec();
-            pg_sys::pfree(content.cast());
-            bytes
-        }
+    pub fn label_file(&self) -> Vec<u8> {
+        self.label_file.clone()
     }
 
     /// Leaves backup mode and fills in where the backup ended. Does not wait for the archive:
     /// do_pg_backup_stop forgets the session's state before it waits, and a cancelled wait would
     /// lose the backup.
-    #[allow(unsafe_code)]
     pub fn stop(&mut self) {
+        self.stop = self.leave();
+    }
+
+    #[cfg(not(feature = "pg15"))]
+    #[allow(unsafe_code)]
+    fn leave(&mut self) -> (Lsn, u32) {
         // SAFETY: the session is in backup mode with this state.
-        unsafe { pg_sys::do_pg_backup_stop(&mut *self.0, false) }
+        unsafe { pg_sys::do_pg_backup_stop(&mut *self.native, false) }
+        (Lsn(self.native.stoppoint), self.native.stoptli)
+    }
+
+    #[cfg(feature = "pg15")]
+    #[allow(unsafe_code)]
+    fn leave(&mut self) -> (Lsn, u32) {
+        let mut timeline = 0;
+        let mut content = self.label_file.clone();
+        content.push(0);
+        // SAFETY: the session is in backup mode, and this is the C string that it began with; it is
+        // only read.
+        let stop = unsafe { pg_sys::do_pg_backup_stop(content.as_mut_ptr().cast(), false, &mut timeline) };
+        (Lsn(stop), timeline)
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use pgrx::pg_sys;
 
+use crate::cluster::names::Names;
 use crate::cluster::page::{BLOCK_SIZE, SEGMENT_BLOCKS};
+use crate::cluster::{Layout, Tablespace};
 
 // Pages are verified by these: a server built otherwise needs a build of its own.
 const _: () = assert!(BLOCK_SIZE == pg_sys::BLCKSZ as usize);
@@ -15,16 +17,24 @@ const _: () = assert!(SEGMENT_BLOCKS == pg_sys::RELSEG_SIZE);
 /// The directories that BASE_BACKUP of this version puts into pg_wal (`sendDir`).
 pub const WAL_DIRECTORIES: &[&[u8]] = &[
     b"archive_status",
-    // From 17.
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     b"summaries",
 ];
+
+/// How BASE_BACKUP of this version reads the names of files (basebackup.c, reinit.c).
+const NAMES: Names = if cfg!(any(feature = "pg15", feature = "pg16")) { Names::Loose } else { Names::Strict };
+
+/// What decides which files a backup with these tablespaces has.
+pub fn layout(tablespaces: Vec<Tablespace>) -> Layout {
+    Layout { tablespaces, version_directory: version_directory(), names: NAMES }
+}
 
 /// The longest path, and the longest label, in bytes.
 pub const MAX_PATH: usize = pg_sys::MAXPGPATH as usize;
 
 /// The directory in each tablespace that belongs to this version
 /// (TABLESPACE_VERSION_DIRECTORY).
-pub fn version_directory() -> Vec<u8> {
+fn version_directory() -> Vec<u8> {
     format!("PG_{}_{}", pg_sys::PG_MAJORVERSION_NUM, pg_sys::CATALOG_VERSION_NO).into_bytes()
 }
 

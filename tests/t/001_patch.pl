@@ -118,8 +118,8 @@ for my $replication (qw(true database))
 		$conn->send_message('c', '');
 		$reply = $conn->finish;
 		like($reply->{error}{message}, qr/manifest/, 'UPLOAD_MANIFEST: refusal');
-		still_works($conn, 'still usable after UPLOAD_MANIFEST');
 	}
+	still_works($conn, 'still usable');
 
 	# The extended protocol stays closed.
 	$conn->send_message('P', "\0IDENTIFY_SYSTEM\0" . pack('n', 0));
@@ -191,13 +191,15 @@ for my $replication (qw(true database))
 		CREATE FUNCTION stock_abi_hooks() RETURNS text AS '$library' LANGUAGE C;
 		CREATE FUNCTION stock_abi_window() RETURNS bigint AS '$library' LANGUAGE C WINDOW;));
 	cmp_ok($node->safe_psql('postgres', 'SELECT stock_abi_tags()'),
-		'>=', 20, 'nodes made by the server have the stock tags');
+		'>=', 18, 'nodes made by the server have the stock tags');
+	# New in 16.
+	my $json = server_major() >= 16 ? q(json_object('a': 1)) : '1';
 	for my $sql (
 		'SELECT a + 1, count(*) FILTER (WHERE b), sum(c) OVER w FROM t JOIN u USING (id), LATERAL f(x) WINDOW w AS (PARTITION BY d ORDER BY e) LIMIT 3',
 		'WITH RECURSIVE r AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT CASE WHEN n IS NULL THEN ARRAY[1] ELSE (x).y[1:2] END FROM r FOR UPDATE',
 		'INSERT INTO t (a) VALUES ($1), (DEFAULT) ON CONFLICT (a) DO UPDATE SET b = 1 RETURNING *',
 		'MERGE INTO t USING s ON t.id = s.id WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (1)',
-		q(SELECT json_object('a': 1), xmlelement(name x), t::int COLLATE "C", GREATEST(1, 2), CURRENT_DATE FROM t TABLESAMPLE bernoulli (1)))
+		qq(SELECT $json, xmlelement(name x), t::int COLLATE "C", GREATEST(1, 2), CURRENT_DATE FROM t TABLESAMPLE bernoulli (1)))
 	{
 		cmp_ok($node->safe_psql('postgres', "SELECT stock_abi_parse(\$stock\$$sql\$stock\$)"),
 			'>', 5, 'parse tree: ' . substr($sql, 0, 40));
@@ -214,7 +216,7 @@ for my $replication (qw(true database))
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = '$library'");
 	$node->restart;
 	cmp_ok($node->safe_psql('postgres', 'SELECT stock_abi_tags()'),
-		'>=', 20, 'preloaded');
+		'>=', 18, 'preloaded');
 	my $conn = connection($node, replication => 'database');
 	is_error($conn, 'START_BACKUP', '55000', qr/needs the library/,
 		'the commands beside another library');

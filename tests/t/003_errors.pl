@@ -388,7 +388,8 @@ refused("SEND_FILES_CONTENT (" . join(', ', ("'PG_VERSION'") x 1025) . ") WITH (
 	my $nobody = ParallelBackup::Connection->new($node, user => 'nobody',
 		replication => 'true', fail_ok => 1);
 	is_report($nobody->startup_error, '42501',
-		qr/permission denied to start WAL sender/, 'a role without REPLICATION');
+		# Before 16: must be superuser or replication role to start walsender
+		qr/permission denied to start WAL sender|must be superuser or replication role/, 'a role without REPLICATION');
 }
 
 # STOP_BACKUP while a transfer runs.

@@ -117,11 +117,11 @@ sub is_backup_of
 	ok($primary->poll_query_until('postgres', q(SELECT setting = 'off' FROM pg_settings WHERE name = 'full_page_writes')), 'off');
 	checkpoint($standby);
 	is_error($conn, 'STOP_BACKUP', '55000',
-		qr/^WAL generated with "full_page_writes=off" was replayed during online backup$/,
+		qr/^WAL generated with "?full_page_writes=off"? was replayed during online backup$/,
 		'full_page_writes turned off', hint => qr/corrupt/);
 	still_works($conn, 'usable after it');
 	is_error($conn, "START_BACKUP (CHECKPOINT 'fast')", '55000',
-		qr/^WAL generated with "full_page_writes=off" was replayed since last restartpoint$/,
+		qr/^WAL generated with "?full_page_writes=off"? was replayed since last restartpoint$/,
 		'START_BACKUP with full_page_writes off');
 	still_works($conn, 'usable after that');
 	$primary->safe_psql('postgres', 'ALTER SYSTEM RESET full_page_writes');

@@ -70,7 +70,7 @@ $node->safe_psql('postgres', q(
 	CREATE ROLE nobody LOGIN;));
 
 $node->command_fails_like([ @client, '-D' => "$tempdir/none", '-U' => 'nobody' ],
-	qr/permission denied to start WAL sender/, 'a role without REPLICATION');
+	qr/permission denied to start WAL sender|must be superuser or replication role to start walsender/, 'a role without REPLICATION');
 $node->command_fails_like([ @client, '-D' => "$tempdir/none", '-U' => 'no such role' ],
 	qr/role "no such role" does not exist/, 'a role that does not exist');
 ok(!-e "$tempdir/none", 'nothing is left');

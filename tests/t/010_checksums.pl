@@ -90,6 +90,42 @@ $node->start;
 	$conn->close;
 }
 
+# What is beside relations: before 17 every file among them has pages, but for a few by name, and a
+# segment number of zero is an error (is_checksummed_file, sendFile).
+{
+	my $loose = server_major() < 17;
+	# Pages with an LSN of zero, not new: never right.
+	my $page = pack('x14 S a*', 1, "\x01" x (BLOCK - 16));
+	my @names = qw(notes notes.2 PG_VERSION_ PG_VERSION pg_filenode.map);
+	my %before = map { my $path = "$pgdata/$dbdir/$_"; $_ => -e $path ? slurp_file($path) : undef } @names;
+	write_file("$pgdata/$dbdir/$_", $page x 2) for @names;
+	write_file("$pgdata/$dbdir/notes.txt", $page);
+	write_file("$pgdata/pg_xact/notes", $page);
+	my $conn = connection($node);
+	start_backup($conn);
+	my $transfer = fetch($conn, [ (map { "$dbdir/$_" } @names), 'pg_xact/notes' ]);
+	is(join(' ', map { $_->{failures} } @{ $transfer->{files} }), $loose ? '2 2 2 0 0 0' : '0 0 0 0 0 0',
+		'files beside relations');
+	like(join("\n", map { $_->{message} } @{ $transfer->{reply}{notices} }),
+		$loose ? qr/notes\.2", block 262145: calculated/ : qr/^\z/, 'their warnings');
+	if ($loose)
+	{
+		is_error($conn, send_files_sql(["$dbdir/notes.txt"]), 'XX000',
+			qr/^invalid segment number 0 in file "$dbdir\/notes\.txt"$/, 'no segment number');
+	}
+	is(scalar @{ fetch($conn, ["$dbdir/notes.txt"], VERIFY_CHECKSUMS => 'false')->{files} }, 1,
+		'not read as one where nothing is verified');
+	my $stop = stop_backup($conn);
+	is($stop->{totals}{checksum_failures}, $loose ? 6 : 0, 'in the totals');
+	$conn->close;
+	for my $name (@names, 'notes.txt')
+	{
+		if (defined $before{$name}) { write_file("$pgdata/$dbdir/$name", $before{$name}) }
+		else { unlink "$pgdata/$dbdir/$name" }
+	}
+	unlink "$pgdata/pg_xact/notes";
+}
+
 # New pages are not checked, and neither is what has changed since the start.
 $node->stop;
 {
