@@ -30,6 +30,10 @@ use crate::transfer::{SharedManifest, Work, manifest_error, may_split};
 use crate::wal::{self, SegmentSize};
 use crate::walstream::{self, End, Plan, quoted_identifier};
 
+/// First server version whose standbys synchronize slots, for which primary_conninfo names a
+/// database.
+const SLOT_SYNC_SINCE: i32 = 170_000;
+
 /// First server version that has pg_wal/summaries.
 const WAL_SUMMARIES_SINCE: i32 = 170_000;
 
@@ -98,7 +102,8 @@ impl Connections {
                 Wal::Stream { slot: Slot::Named { name, .. }, .. } => Some(name.as_str()),
                 _ => None,
             };
-            let database = connector.user_database();
+            let database =
+                connector.user_database().filter(|_| coordinator.server_version() >= SLOT_SYNC_SINCE);
             recovery::settings(
                 &connector.user_options(&coordinator),
                 database.as_ref().map(|name| name.as_bytes()),
