@@ -1,5 +1,6 @@
 //! Digests of what was received, in the form in which end frames and the manifest have them.
 
+use crc_fast::CrcAlgorithm::Crc32Iscsi;
 use protocol::DigestAlgorithm;
 use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
 
@@ -9,7 +10,7 @@ pub enum Digest {
     /// None wanted.
     None,
     /// CRC-32C.
-    Crc32c(u32),
+    Crc32c(crc_fast::Digest),
     /// SHA-224.
     Sha224(Sha224),
     /// SHA-256.
@@ -25,7 +26,7 @@ impl Digest {
     pub fn new(algorithm: DigestAlgorithm) -> Self {
         match algorithm {
             DigestAlgorithm::None => Self::None,
-            DigestAlgorithm::Crc32c => Self::Crc32c(0),
+            DigestAlgorithm::Crc32c => Self::Crc32c(crc_fast::Digest::new(Crc32Iscsi)),
             DigestAlgorithm::Sha224 => Self::Sha224(Sha224::new()),
             DigestAlgorithm::Sha256 => Self::Sha256(Sha256::new()),
             DigestAlgorithm::Sha384 => Self::Sha384(Sha384::new()),
@@ -44,7 +45,7 @@ impl Digest {
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::None => {}
-            Self::Crc32c(crc) => *crc = crc32c::crc32c_append(*crc, bytes),
+            Self::Crc32c(crc) => crc.update(bytes),
             Self::Sha224(sha) => sha.update(bytes),
             Self::Sha256(sha) => sha.update(bytes),
             Self::Sha384(sha) => sha.update(bytes),
@@ -57,13 +58,33 @@ impl Digest {
         match self {
             Self::None => Vec::new(),
             // The manifest prints the bytes as they lie in memory on a little-endian machine.
-            Self::Crc32c(crc) => crc.to_le_bytes().to_vec(),
+            Self::Crc32c(crc) => from_crc(narrow(crc.finalize())),
             Self::Sha224(sha) => sha.finalize().to_vec(),
             Self::Sha256(sha) => sha.finalize().to_vec(),
             Self::Sha384(sha) => sha.finalize().to_vec(),
             Self::Sha512(sha) => sha.finalize().to_vec(),
         }
     }
+}
+
+/// The CRC-32C that a digest stands for.
+pub fn to_crc(digest: &[u8]) -> u32 {
+    digest.try_into().map_or(0, u32::from_le_bytes)
+}
+
+/// A CRC-32C as a digest.
+pub fn from_crc(crc: u32) -> Vec<u8> {
+    crc.to_le_bytes().to_vec()
+}
+
+/// The CRC-32C of bytes and others that follow them, from those of both.
+pub fn combine_crcs(crc: u32, next: u32, next_length: u64) -> u32 {
+    narrow(crc_fast::checksum_combine(Crc32Iscsi, u64::from(crc), u64::from(next), next_length))
+}
+
+/// The crate counts every CRC as 64 bits.
+fn narrow(crc: u64) -> u32 {
+    u32::try_from(crc).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -76,6 +97,16 @@ mod tests {
         assert_eq!(Digest::of(DigestAlgorithm::Crc32c, b"123456789"), [0x83, 0x92, 0x06, 0xe3]);
         for algorithm in DigestAlgorithm::ALL {
             assert_eq!(Digest::of(algorithm, b"x").len(), algorithm.len());
+        }
+    }
+
+    #[test]
+    fn crcs_of_parts() {
+        let bytes: Vec<u8> = (0..10_000u32).map(|at| (at % 251) as u8).collect();
+        let crc = |bytes: &[u8]| to_crc(&Digest::of(DigestAlgorithm::Crc32c, bytes));
+        for cut in [0, 1, 4096, 9999, 10_000] {
+            let (one, other) = bytes.split_at(cut);
+            assert_eq!(combine_crcs(crc(one), crc(other), other.len() as u64), crc(&bytes), "{cut}");
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::digest::combine_crcs;
 use crate::error::Result;
 use crate::queue::{FileNumber, Part};
 
@@ -95,14 +96,14 @@ impl Splits {
 
 /// The CRC of parts that follow each other.
 fn combine(parts: &[(u64, u64, u32)]) -> u32 {
-    parts.iter().fold(0, |crc, (_, length, part)| {
-        crc32c::crc32c_combine(crc, *part, usize::try_from(*length).unwrap_or(usize::MAX))
-    })
+    parts.iter().fold(0, |crc, (_, length, part)| combine_crcs(crc, *part, *length))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::{Digest, to_crc};
+    use protocol::DigestAlgorithm;
 
     fn parts() -> [Part; 3] {
         [(0, 100), (100, 50), (150, 7)].map(|(offset, length)| Part { offset, length, size: 157, of: 3 })
@@ -111,9 +112,10 @@ mod tests {
     #[test]
     fn the_parts_crcs_give_the_files() {
         let bytes: Vec<u8> = (0..157u8).collect();
-        let crc = |part: &Part| {
+        let crc = |bytes: &[u8]| to_crc(&Digest::of(DigestAlgorithm::Crc32c, bytes));
+        let crc_of = |part: &Part| {
             let begin = usize::try_from(part.offset).unwrap();
-            crc32c::crc32c(&bytes[begin..begin + usize::try_from(part.length).unwrap()])
+            crc(&bytes[begin..begin + usize::try_from(part.length).unwrap()])
         };
         let splits = Splits::default();
         let parts = parts();
@@ -121,11 +123,11 @@ mod tests {
         assert!(splits.open(4, 78, || panic!("made twice")).unwrap().is_some());
         // In any order.
         for part in [&parts[2], &parts[0]] {
-            assert_eq!(splits.complete(4, part, crc(part)), Outcome::Unfinished);
+            assert_eq!(splits.complete(4, part, crc_of(part)), Outcome::Unfinished);
         }
         assert_eq!(
-            splits.complete(4, &parts[1], crc(&parts[1])),
-            Outcome::Complete { crc: crc32c::crc32c(&bytes), mtime: 77 }
+            splits.complete(4, &parts[1], crc_of(&parts[1])),
+            Outcome::Complete { crc: crc(&bytes), mtime: 77 }
         );
         assert!(splits.lock().is_empty());
     }

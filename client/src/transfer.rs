@@ -18,7 +18,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::connection::Session;
-use crate::digest::Digest;
+use crate::digest::{Digest, combine_crcs, from_crc, to_crc};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::options::Side;
@@ -262,7 +262,7 @@ impl Work<'_> {
             return self.file_complete(item, received.size, received.mtime, &received.digest);
         };
         // Only these digests are made of files in parts.
-        let crc = received.digest.as_slice().try_into().map_or(0, u32::from_le_bytes);
+        let crc = to_crc(&received.digest);
         self.part_done(item, &part, self.splits.complete(item.file, &part, crc))
     }
 
@@ -411,7 +411,7 @@ impl Writer<'_> {
 
     /// A part of a file that has shrunk since it was listed is filled up.
     fn fill(&self, file: usize, part: &Part, received: &mut Received) -> Result<()> {
-        let mut digest = received.digest.as_slice().try_into().map_or(0, u32::from_le_bytes);
+        let mut zeroed = Digest::new(self.work.algorithm);
         let mut at = part.offset + received.length;
         let end = part.offset + part.length;
         while at < end {
@@ -422,11 +422,13 @@ impl Writer<'_> {
             {
                 output.write_all_at(zeroes, at).map_err(|error| self.io("write to file", file, &error))?;
             }
-            digest = crc32c::crc32c_append(digest, zeroes);
+            zeroed.update(zeroes);
             at += zeroes.len() as u64;
         }
         if !received.digest.is_empty() {
-            received.digest = digest.to_le_bytes().to_vec();
+            let zeroed = to_crc(&zeroed.finish());
+            let length = part.length - received.length;
+            received.digest = from_crc(combine_crcs(to_crc(&received.digest), zeroed, length));
         }
         received.length = part.length;
         Ok(())
