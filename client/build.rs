@@ -3,10 +3,12 @@
 //! Environment variables, all optional:
 //! - `PQ_LIB_DIR`: the directory that holds libpq (read by pq-sys);
 //! - `PG_CONFIG`: the pg_config program whose `--libdir` holds libpq (read here); without either,
-//!   pq-sys asks the `pg_config` on PATH, and failing that the linker looks where it always does.
+//!   pq-sys asks the `pg_config` on PATH, and failing that the linker looks where it always does;
+//! - `PPB_RUN_PATH`: the program's run path, none if it is empty (Debian's packages want none).
 //!
-//! The program is linked with the run path `$ORIGIN/../lib`: installed as `bin/pg_parallel_basebackup`
-//! of a PostgreSQL tree it loads that tree's libpq, anywhere else the system's.
+//! By default the program is linked with the run path `$ORIGIN/../lib`: installed as
+//! `bin/pg_parallel_basebackup` of a PostgreSQL tree it loads that tree's libpq, anywhere else the
+//! system's.
 
 use std::process::Command;
 
@@ -25,5 +27,9 @@ fn main() {
             ),
         }
     }
-    println!("cargo:rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/../lib");
+    println!("cargo:rerun-if-env-changed=PPB_RUN_PATH");
+    let run_path = std::env::var("PPB_RUN_PATH").unwrap_or_else(|_| "$ORIGIN/../lib".to_owned());
+    if !run_path.is_empty() {
+        println!("cargo:rustc-link-arg-bins=-Wl,-rpath,{run_path}");
+    }
 }

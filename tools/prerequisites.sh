@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # Makes sure that what the build needs is there. Each need is probed for itself, so that any
 # distribution will do; on Debian and its kin the packages whose probe fails are installed.
+#
+#   prerequisites.sh       for servers, tests and all else
+#   prerequisites.sh deb   for Debian packages alone; PPB_PG_CONFIG is a pg_config whose header
+#                          files are used instead of postgresql-server-dev-$PG
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -62,6 +66,22 @@ needs() {
 	TABLE
 }
 
+needs_deb() {
+	cat <<-'TABLE'
+		build-essential|a C compiler|has_program cc
+		pkg-config|pkg-config|has_program pkg-config
+		libclang-dev|libclang and its header files|has_libclang
+		libpq-dev|libpq's header files|pkg-config --exists libpq
+		dpkg-dev|Debian's dpkg-dev|has_program dpkg-shlibdeps && has_program dpkg-gencontrol
+		help2man|help2man|has_program help2man
+	TABLE
+	if [ -z "${PPB_PG_CONFIG:-}" ]; then
+		echo "postgresql-server-dev-$PG|the header files of PostgreSQL $PG|test -x /usr/lib/postgresql/$PG/bin/pg_config"
+	fi
+}
+
+table=needs
+if [ "${1:-}" = deb ]; then table=needs_deb; fi
 probe_all() {
 	local package thing probe
 	missing_packages=() missing_things=()
@@ -70,7 +90,7 @@ probe_all() {
 			missing_packages+=("$package")
 			missing_things+=("$thing")
 		fi
-	done < <(needs)
+	done < <("$table")
 }
 
 install_packages() {
