@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: quickstart check check-unit check-regress check-tap lint build install clean
+.PHONY: quickstart check check-unit check-regress check-tap check-deb lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -32,6 +32,10 @@ check-regress: ## the SQL tests
 check-tap: ## the TAP tests, or some: TESTS='tests/t/001*.pl'
 	@tools/check.sh tap
 
+check-deb: ## as root: install the packages, back up a server, remove them again
+	@tools/deb.sh "$(PG_CONFIG)"
+	@tests/deb.sh
+
 lint: ## rustfmt and clippy, both without complaints
 	@tools/lint.sh
 
@@ -40,6 +44,9 @@ build: ## the patched server, the extension and the client, in build/pg18
 
 install: ## the extension alone, into a server of yours: PG_CONFIG=/path/to/pg_config
 	@tools/install.sh "$(PG_CONFIG)"
+
+deb: ## Debian packages of the extension and the client, in build/deb
+	@tools/deb.sh "$(PG_CONFIG)"
 
 clean: ## remove what was built here (the cache of finished builds stays)
 	@tools/clean.sh
