@@ -39,9 +39,12 @@ export LD_LIBRARY_PATH=$RUN_INSTALL/lib
 export PERL5LIB=$pgxs/test/perl:$RUN_ROOT/tests/lib
 export PG_REGRESS=$pgxs/test/regress/pg_regress
 export TESTDATADIR=$SCRATCH/data TESTLOGDIR=$SCRATCH/log PG_TEST_PORT_DIR=$SCRATCH/ports
+# Before 16 one directory for both, with names below it that are given.
+export TESTDIR=$SCRATCH
 export STOCK_INCLUDE=$RUN_INSTALL/stock-include PPB_ROOT=$RUN_ROOT
-mkdir "$SCRATCH/data" "$SCRATCH/log" "$SCRATCH/ports"
-if [ "$(id -u)" -eq 0 ]; then chown "$("$TOOLS/as-user.sh" --name):" "$SCRATCH"/{data,log,ports}; fi
+mkdir "$SCRATCH"/{data,log,ports,tmp_check}
+ln -s ../log "$SCRATCH/tmp_check/log"
+if [ "$(id -u)" -eq 0 ]; then chown "$("$TOOLS/as-user.sh" --name):" "$SCRATCH"/{data,log,ports,tmp_check}; fi
 
 # Each test's servers start as a copy of this one: half a second saved for each.
 export INITDB_TEMPLATE=$SCRATCH/template

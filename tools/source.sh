@@ -17,6 +17,10 @@ if [ -n "${PG_SOURCE:-}" ]; then
 	found "$(cd "$(dirname "$PG_SOURCE")" && pwd -P)/$(basename "$PG_SOURCE")"
 fi
 
+if [ -z "$PG_VERSION" ]; then
+	die "no source of PostgreSQL $PG is known here" "give a tarball of it with PG_SOURCE=path"
+fi
+
 sources=$(cache_dir)/sources
 mkdir -p "$sources"
 pinned=$sources/postgresql-$PG_VERSION.tar.bz2
