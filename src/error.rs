@@ -143,7 +143,7 @@ pub enum Error {
     #[error("checksum verification failure during base backup")]
     ChecksumFailures,
     /// An operating system call on a file failed.
-    #[error("could not {action} \"{}\": {source}", encode(.path))]
+    #[error("could not {action} \"{}\": {}", encode(.path), os_message(.source))]
     Io {
         /// What was tried, with the kind of thing: "open file".
         action: &'static str,
@@ -253,6 +253,15 @@ fn io_sqlstate(error: &io::Error) -> SqlState {
     }
 }
 
+/// The operating system's words, as `%m` prints them: without Rust's "(os error 2)".
+fn os_message(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,5 +294,7 @@ mod tests {
         assert_eq!(error.sqlstate().as_str(), "42501");
         assert_eq!(error.to_string(), "could not open file \"base/5/1\": permission denied");
         assert!(std::error::Error::source(&error).is_some());
+        let error = Error::io("open file", b"a", io::Error::from_raw_os_error(2));
+        assert_eq!(error.to_string(), "could not open file \"a\": No such file or directory");
     }
 }

@@ -358,6 +358,52 @@ impl Command {
         }
         text
     }
+
+    /// The command as a CALL of its SQL procedure, for a session with standard_conforming_strings
+    /// on. The procedures' arguments are in sql/pg_parallel_backup--*.sql.
+    pub fn to_call(&self) -> Vec<u8> {
+        let mut arguments = ArgumentList::default();
+        match self {
+            Self::StartBackup(start) => {
+                arguments.quoted("label", &start.label);
+                arguments.quoted(
+                    "checkpoint",
+                    match start.checkpoint {
+                        Checkpoint::Fast => b"fast",
+                        Checkpoint::Spread => b"spread",
+                    },
+                );
+                arguments.bare("progress", start.progress.then_some(true));
+                arguments.bare("verify_checksums", (!start.verify_checksums).then_some(false));
+                arguments.bare("max_rate", start.max_rate);
+            }
+            Self::SendFileList(list) => {
+                arguments.backup_id(list.backup_id);
+                arguments.bare("estimate", list.estimate.then_some(true));
+            }
+            Self::SendFilesContent(content) => {
+                arguments.files(&content.files);
+                arguments.backup_id(content.backup_id);
+                arguments.bare("verify_checksums", content.verify_checksums);
+                if !content.file_checksum.is_empty() {
+                    arguments.quoted("file_checksum", content.file_checksum.name().as_bytes());
+                }
+                if content.compression != Compression::None {
+                    arguments.quoted("compression", compression_name(content.compression).as_bytes());
+                }
+                arguments.bare("compression_level", content.compression_level);
+            }
+            Self::StopBackup(stop) => {
+                arguments.backup_id(stop.backup_id);
+                if let Some(label) = &stop.label {
+                    arguments.quoted("label", label);
+                }
+                arguments.bare("wait", (!stop.wait).then_some(false));
+            }
+        }
+        let procedure = format!("CALL parallel_backup.{}", self.kind().name().to_ascii_lowercase());
+        [procedure.into_bytes(), parenthesized(arguments.0.into_iter())].concat()
+    }
 }
 
 impl FileRequest {
@@ -613,7 +659,54 @@ impl OptionList {
     }
 }
 
-/// A literal of the replication grammar: quotes doubled, nothing else is special.
+/// Named arguments of a procedure on their way out.
+#[derive(Default)]
+struct ArgumentList(Vec<Vec<u8>>);
+
+impl ArgumentList {
+    fn add(&mut self, name: &str, value: &[u8]) {
+        self.0.push([name.as_bytes(), b" => ", value].concat());
+    }
+
+    fn bare(&mut self, name: &str, value: Option<impl fmt::Display>) {
+        if let Some(value) = value {
+            self.add(name, value.to_string().as_bytes());
+        }
+    }
+
+    fn quoted(&mut self, name: &str, value: &[u8]) {
+        self.add(name, &quote(value));
+    }
+
+    fn backup_id(&mut self, id: Option<BackupId>) {
+        if let Some(id) = id {
+            self.quoted("backup_id", id.to_string().as_bytes());
+        }
+    }
+
+    fn files(&mut self, files: &[FileRequest]) {
+        let paths: Vec<_> = files.iter().map(|file| quote(file.path.encoded().as_bytes())).collect();
+        // With its type even an empty array means what it should: that no file was asked for.
+        self.add("files", &[b"ARRAY[", &paths.join(&b", "[..])[..], b"]::text[]"].concat());
+        self.numbers("offsets", files, |range| Some(range.offset));
+        self.numbers("lengths", files, |range| range.length);
+    }
+
+    /// A number for each file, NULL where there is none; nothing at all where no file has one.
+    fn numbers(&mut self, name: &str, files: &[FileRequest], number: impl Fn(Range) -> Option<u64>) {
+        let numbers: Vec<_> = files.iter().map(|file| file.range.and_then(&number)).collect();
+        if numbers.iter().any(Option::is_some) {
+            let list: Vec<_> = numbers
+                .iter()
+                .map(|number| number.map_or_else(|| "NULL".to_owned(), |number| number.to_string()))
+                .collect();
+            self.add(name, format!("'{{{}}}'", list.join(",")).as_bytes());
+        }
+    }
+}
+
+/// A literal of the replication grammar, or of SQL with standard_conforming_strings: quotes
+/// doubled, nothing else is special.
 fn quote(value: &[u8]) -> Vec<u8> {
     let mut text = vec![b'\''];
     for &byte in value {
@@ -815,6 +908,75 @@ mod tests {
         ];
         for (command, text) in cases {
             assert_eq!(String::from_utf8(command.to_bytes()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn calls_of_the_procedures() {
+        let path = |text: &str| BackupPath::parse(text.as_bytes()).unwrap();
+        let cases: [(Command, &str); 7] = [
+            (
+                Command::StartBackup(StartBackup {
+                    label: br"it's a \ label".to_vec(),
+                    ..StartBackup::default()
+                }),
+                r"CALL parallel_backup.start_backup(label => 'it''s a \ label', checkpoint => 'spread')",
+            ),
+            (
+                Command::StartBackup(StartBackup {
+                    label: b"l".to_vec(),
+                    checkpoint: Checkpoint::Fast,
+                    progress: true,
+                    verify_checksums: false,
+                    max_rate: Some(1024),
+                }),
+                "CALL parallel_backup.start_backup(label => 'l', checkpoint => 'fast', progress => true, \
+                 verify_checksums => false, max_rate => 1024)",
+            ),
+            (Command::SendFileList(SendFileList::default()), "CALL parallel_backup.send_file_list()"),
+            (
+                Command::SendFilesContent(SendFilesContent {
+                    files: vec![
+                        FileRequest::whole(path("base/5/it's%20me")),
+                        FileRequest {
+                            path: path("base/5/1"),
+                            range: Some(Range { offset: 8192, length: Some(16384) }),
+                        },
+                        FileRequest {
+                            path: path("base/5/2"),
+                            range: Some(Range { offset: 0, length: None }),
+                        },
+                    ],
+                    ..SendFilesContent::default()
+                }),
+                "CALL parallel_backup.send_files_content(files => ARRAY['base/5/it''s%20me', 'base/5/1', \
+                 'base/5/2']::text[], offsets => '{NULL,8192,0}', lengths => '{NULL,16384,NULL}')",
+            ),
+            (
+                Command::SendFilesContent(SendFilesContent {
+                    files: vec![FileRequest::whole(path("a"))],
+                    backup_id: Some(ID.parse().unwrap()),
+                    verify_checksums: Some(false),
+                    file_checksum: DigestAlgorithm::Crc32c,
+                    compression: Compression::Zstd,
+                    compression_level: Some(-3),
+                }),
+                "CALL parallel_backup.send_files_content(files => ARRAY['a']::text[], \
+                 backup_id => '00112233445566778899aabbccddeeff', verify_checksums => false, \
+                 file_checksum => 'CRC32C', compression => 'zstd', compression_level => -3)",
+            ),
+            (Command::StopBackup(StopBackup::default()), "CALL parallel_backup.stop_backup()"),
+            (
+                Command::StopBackup(StopBackup {
+                    backup_id: None,
+                    label: Some(b"it's".to_vec()),
+                    wait: false,
+                }),
+                "CALL parallel_backup.stop_backup(label => 'it''s', wait => false)",
+            ),
+        ];
+        for (command, text) in cases {
+            assert_eq!(String::from_utf8(command.to_call()).unwrap(), text);
         }
     }
 }

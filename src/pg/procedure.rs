@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 /// How the CALL that is being executed came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// As a statement of its own, by the simple query protocol.
-    Simple,
+    /// As a statement of its own, by the simple query protocol, of the procedure with this OID.
+    Simple(pg_sys::Oid),
     /// As a statement of its own, by the extended query protocol.
     Extended,
     /// From a function, a procedure or a DO block.
@@ -37,6 +37,32 @@ pub enum Transaction {
     None,
 }
 
+/// What PostgreSQL's function manager says of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Called {
+    function: pg_sys::Oid,
+    /// By a CALL that lets transactions end: not if the procedure is SECURITY DEFINER or has
+    /// settings of its own, which are undone in the transaction they were made in.
+    by_call: bool,
+}
+
+impl Called {
+    /// Reads it. `info` is what a function of C language gets.
+    // Only what PostgreSQL calls has one to give.
+    #[allow(unsafe_code, clippy::not_unsafe_ptr_arg_deref)]
+    pub fn of(info: pg_sys::FunctionCallInfo) -> Self {
+        // SAFETY: the function manager's own structures; the context is a CallContext if its tag
+        // says so.
+        unsafe {
+            let context = (*info).context;
+            let by_call = !context.is_null()
+                && (*context).type_ == pg_sys::NodeTag::T_CallContext
+                && !(*context.cast::<pg_sys::CallContext>()).atomic;
+            Self { function: (*(*info).flinfo).fn_oid, by_call }
+        }
+    }
+}
+
 /// Sets the hook that tells how a CALL came in. Once, while the postmaster loads libraries.
 #[allow(unsafe_code)]
 pub fn install() {
@@ -52,12 +78,18 @@ pub fn install() {
 /// a statement of its own: 25001 inside a transaction block or another procedure, 0A000 by the
 /// extended protocol, which cannot describe several result sets.
 #[allow(unsafe_code)]
-pub fn run(name: &'static CStr, transaction: Transaction, work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn run(
+    name: &'static CStr,
+    called: Called,
+    transaction: Transaction,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let procedure = name.to_str().unwrap_or_default();
     match WAY.replace(Way::Nested) {
-        Way::Simple => {}
+        // Another function that the CALL of some procedure came upon is nested too.
+        Way::Simple(function) if called.by_call && function == called.function => {}
         Way::Extended => return Err(Error::ExtendedProtocol { procedure }),
-        Way::Nested => return Err(Error::NestedCall { procedure }),
+        Way::Simple(_) | Way::Nested => return Err(Error::NestedCall { procedure }),
     }
     // SAFETY: the CALL is at top level, so that the only snapshots are its portal's, and its
     // transaction may be ended and another begun (ExecuteCallStmt, non-atomic). The memory context
@@ -123,11 +155,14 @@ unsafe extern "C-unwind" fn process_utility(
 ) {
     // SAFETY: PostgreSQL's own arguments. The next in the chain is called as PostgreSQL would.
     unsafe {
-        if (*(*statement).utilityStmt).type_ == pg_sys::NodeTag::T_CallStmt {
+        let node = (*statement).utilityStmt;
+        if (*node).type_ == pg_sys::NodeTag::T_CallStmt {
+            let call = (*node.cast::<pg_sys::CallStmt>()).funcexpr;
+            let function = if call.is_null() { pg_sys::InvalidOid } else { (*call).funcid };
             let top_level = context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
             // By the extended protocol the destination of a CALL is none at all (PortalRunMulti).
             WAY.set(match (*destination).mydest {
-                pg_sys::CommandDest::DestRemote if top_level => Way::Simple,
+                pg_sys::CommandDest::DestRemote if top_level => Way::Simple(function),
                 _ if top_level => Way::Extended,
                 _ => Way::Nested,
             });

@@ -3,6 +3,7 @@
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 static MAX_BACKUPS: GucSetting<i32> = GucSetting::<i32>::new(8);
+static REPLICATION_GRAMMAR: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines the settings. While the postmaster loads libraries only.
 pub fn define() {
@@ -16,7 +17,30 @@ pub fn define() {
         GucContext::Postmaster,
         GucFlags::empty(),
     );
+    GucRegistry::define_bool_guc(
+        c"pg_parallel_backup.replication_grammar",
+        c"Shows whether the server has the replication commands of parallel backups.",
+        c"Where it is off, backups are taken by way of the SQL procedures.",
+        &REPLICATION_GRAMMAR,
+        GucContext::Internal,
+        GucFlags::empty(),
+    );
     reserve_prefix();
+}
+
+/// Sets `pg_parallel_backup.replication_grammar`, by which clients choose their route.
+#[allow(unsafe_code)]
+pub fn show_replication_grammar() {
+    // SAFETY: C strings, copied; while the postmaster loads libraries, and of a setting that was
+    // defined.
+    unsafe {
+        pgrx::pg_sys::SetConfigOption(
+            c"pg_parallel_backup.replication_grammar".as_ptr(),
+            c"on".as_ptr(),
+            pgrx::pg_sys::GucContext::PGC_INTERNAL,
+            pgrx::pg_sys::GucSource::PGC_S_DYNAMIC_DEFAULT,
+        );
+    }
 }
 
 /// Makes a setting that is not one of ours an error.

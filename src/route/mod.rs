@@ -21,7 +21,7 @@ pub fn load() {
     settings::define();
     procedure::install();
     match entry::install(replication::HANDLERS) {
-        Patch::Fits => {}
+        Patch::Fits => settings::show_replication_grammar(),
         Patch::Missing => report::log(
             "this server does not have the patch of pg_parallel_backup: backups are taken by way of its SQL procedures",
         ),

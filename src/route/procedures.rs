@@ -11,7 +11,7 @@ use protocol::command::{RawFile, RawOption, RawValue};
 use protocol::{Command, CommandKind};
 
 use crate::command;
-use crate::pg::procedure::{self, Transaction};
+use crate::pg::procedure::{self, Called, Transaction};
 use crate::pg::{guard, report};
 
 /// START_BACKUP.
@@ -22,6 +22,7 @@ fn parallel_backup_start_backup(
     progress: Option<bool>,
     verify_checksums: Option<bool>,
     max_rate: Option<i64>,
+    info: pg_sys::FunctionCallInfo,
 ) {
     let options = [
         text("label", label),
@@ -30,14 +31,18 @@ fn parallel_backup_start_backup(
         boolean("verify_checksums", verify_checksums),
         integer("max_rate", max_rate),
     ];
-    call(CommandKind::StartBackup, c"START_BACKUP", Vec::new(), options);
+    call(CommandKind::StartBackup, c"START_BACKUP", Called::of(info), Vec::new(), options);
 }
 
 /// SEND_FILE_LIST.
 #[pg_extern]
-fn parallel_backup_send_file_list(backup_id: Option<String>, estimate: Option<bool>) {
+fn parallel_backup_send_file_list(
+    backup_id: Option<String>,
+    estimate: Option<bool>,
+    info: pg_sys::FunctionCallInfo,
+) {
     let options = [text("backup_id", backup_id), boolean("estimate", estimate)];
-    call(CommandKind::SendFileList, c"SEND_FILE_LIST", Vec::new(), options);
+    call(CommandKind::SendFileList, c"SEND_FILE_LIST", Called::of(info), Vec::new(), options);
 }
 
 /// SEND_FILES_CONTENT. Offsets and lengths belong to the files at the same place; a NULL, or an
@@ -54,6 +59,7 @@ fn parallel_backup_send_files_content(
     file_checksum: Option<String>,
     compression: Option<String>,
     compression_level: Option<i32>,
+    info: pg_sys::FunctionCallInfo,
 ) {
     let at = |numbers: &Option<Vec<Option<i64>>>, place: usize| {
         numbers.as_ref().and_then(|numbers| numbers.get(place).copied().flatten())
@@ -77,20 +83,26 @@ fn parallel_backup_send_files_content(
         text("compression", compression),
         integer("compression_level", compression_level.map(i64::from)),
     ];
-    call(CommandKind::SendFilesContent, c"SEND_FILES_CONTENT", files, options);
+    call(CommandKind::SendFilesContent, c"SEND_FILES_CONTENT", Called::of(info), files, options);
 }
 
 /// STOP_BACKUP.
 #[pg_extern]
-fn parallel_backup_stop_backup(backup_id: Option<String>, label: Option<String>, wait: Option<bool>) {
+fn parallel_backup_stop_backup(
+    backup_id: Option<String>,
+    label: Option<String>,
+    wait: Option<bool>,
+    info: pg_sys::FunctionCallInfo,
+) {
     let options = [text("backup_id", backup_id), text("label", label), boolean("wait", wait)];
-    call(CommandKind::StopBackup, c"STOP_BACKUP", Vec::new(), options);
+    call(CommandKind::StopBackup, c"STOP_BACKUP", Called::of(info), Vec::new(), options);
 }
 
 /// Carries out a command; an argument that is NULL is an option that was not given.
 fn call(
     kind: CommandKind,
     name: &'static CStr,
+    called: Called,
     files: Vec<RawFile>,
     options: impl IntoIterator<Item = Option<RawOption>>,
 ) {
@@ -105,7 +117,7 @@ fn call(
         CommandKind::SendFileList | CommandKind::SendFilesContent => Transaction::None,
     };
     let work = || super::carry_out(Command::parse(kind, files, options));
-    let result = procedure::run(name, transaction, || guard::on_failure(work, command::finished));
+    let result = procedure::run(name, called, transaction, || guard::on_failure(work, command::finished));
     match result {
         Ok(()) => command::finished(),
         Err(error) => report::raise(&error),
