@@ -13,7 +13,7 @@ use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VER
 
 use crate::abort::{Abort, PanicGuard};
 use crate::cleanup::{Cleanup, Leave, Purpose, check_empty};
-use crate::connection::{Connector, Session, System, bytes, check_columns, number, text};
+use crate::connection::{Connector, Route, Session, System, bytes, check_columns, number, text};
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{Manifest, WalRange};
@@ -23,6 +23,7 @@ use crate::progress::{self, Counters};
 use crate::queue::{FileList, Queue};
 use crate::recovery;
 use crate::report;
+use crate::route;
 use crate::split::Splits;
 use crate::sync;
 use crate::target::{Modes, Target};
@@ -93,8 +94,15 @@ struct Connections {
 impl Connections {
     fn open(options: &Options, abort: &Arc<Abort>) -> Result<Self> {
         let mut connector = Connector::new(options.connection.clone(), Arc::clone(abort))?;
-        let mut coordinator = connector.connect()?;
-        connector.pin(&coordinator);
+        let streaming = matches!(options.wal, Wal::Stream { .. });
+        let mut coordinator = route::find(&mut connector, streaming)?;
+        let route = coordinator.route();
+        if options.verbose {
+            report::info(match route {
+                Route::Replication => "using replication commands",
+                Route::Procedures => "using the SQL procedures of the extension over ordinary connections",
+            });
+        }
         let modes = Modes::of_data_directory(&coordinator.show("data_directory_mode")?)?;
         let system = coordinator.identify_system()?;
         let recovery_settings = options.write_recovery_conf.then(|| {
@@ -110,24 +118,28 @@ impl Connections {
                 slot,
             )
         });
-        let streaming = matches!(options.wal, Wal::Stream { .. });
-        let mut another = |system: &System| -> Result<Session> {
-            let mut session =
-                connector.connect().map_err(|error| explain_limits(error, options.jobs, streaming))?;
+        let mut another = |system: &System, way: Route| -> Result<Session> {
+            let explain = |error: Error| {
+                // A WAL stream needs what the other connections could do without.
+                let error = if way == route { error } else { route::explain_refusal(error) };
+                if error.hint().is_some() { error } else { explain_limits(error, options.jobs, streaming) }
+            };
+            let mut session = connector.connect(way).map_err(explain)?;
             let found = session.identify_system()?;
             if found.identifier != system.identifier {
                 return Err(Error::local("system identifier does not match between connections"));
             }
-            if found.timeline != system.timeline {
+            if let (Some(first), Some(found)) = (system.timeline, found.timeline)
+                && first != found
+            {
                 return Err(Error::local(format!(
-                    "timeline does not match between connections: {} and {}",
-                    system.timeline, found.timeline
+                    "timeline does not match between connections: {first} and {found}"
                 )));
             }
             Ok(session)
         };
-        let wal = if streaming { Some(another(&system)?) } else { None };
-        let workers = (1..options.jobs).map(|_| another(&system)).collect::<Result<Vec<_>>>()?;
+        let wal = if streaming { Some(another(&system, Route::Replication)?) } else { None };
+        let workers = (1..options.jobs).map(|_| another(&system, route)).collect::<Result<Vec<_>>>()?;
         let segment_size = parse_size(&coordinator.show("wal_segment_size")?)?;
         Ok(Self { coordinator, workers, wal, system, modes, segment_size, recovery_settings })
     }
@@ -341,7 +353,7 @@ impl Backup<'_> {
             verify_checksums: self.options.verify_checksums,
             max_rate: self.options.max_rate,
         });
-        coordinator.send(&command.to_bytes())?;
+        coordinator.send_command(&command)?;
         let first = coordinator.result_set(reply::START).map_err(explain_start)?;
         self.say("checkpoint completed");
         let version: u32 = number(&first, 0, 3)?;
@@ -468,7 +480,7 @@ impl Backup<'_> {
     fn list(&self, coordinator: &mut Session, id: BackupId, target: &Target) -> Result<FileList> {
         let command = Command::SendFileList(SendFileList { backup_id: Some(id), ..SendFileList::default() });
         let doing = |error: Error| error.context("could not get file list");
-        coordinator.send(&command.to_bytes()).map_err(doing)?;
+        coordinator.send_command(&command).map_err(doing)?;
         coordinator.row_by_row().map_err(doing)?;
         let mut list = FileList::default();
         let mut checked = false;
@@ -552,7 +564,7 @@ impl Backup<'_> {
         let doing = |error: Error| error.context("backup failed");
         let began = Instant::now();
         let first = loop {
-            coordinator.send(&command.to_bytes())?;
+            coordinator.send_command(&command)?;
             match coordinator.result_set(reply::STOP) {
                 // The server may not have noticed yet that a transfer has nobody to read it.
                 Err(error)
@@ -776,7 +788,7 @@ fn explain_limits(error: Error, jobs: usize, streaming: bool) -> Error {
     }
     let streams = usize::from(streaming);
     let needed = format!(
-        "This backup needs {} replication connections: {jobs} for files{}.",
+        "This backup needs {} connections: {jobs} for files{}.",
         jobs + streams,
         if streaming { " and 1 for write-ahead log" } else { "" }
     );
@@ -826,7 +838,7 @@ mod tests {
             "FATAL:  number of requested standby connections exceeds \"max_wal_senders\" (currently 3)",
         );
         let hint = explain_limits(full, 4, true).hint().unwrap().to_owned();
-        assert!(hint.contains("5 replication connections: 4 for files and 1 for write-ahead log"), "{hint}");
+        assert!(hint.contains("5 connections: 4 for files and 1 for write-ahead log"), "{hint}");
         assert!(hint.contains("Increase max_wal_senders"), "{hint}");
         assert!(explain_limits(Error::local("x"), 4, true).hint().is_none());
 

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::Command;
 use protocol::reply::Column;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -24,6 +25,9 @@ const OLDEST_SERVER: i32 = 150_000;
 /// may last longer than an administrator's limits on idle sessions and statements.
 const SERVER_SETTINGS: &str = "-c idle_session_timeout=0 -c statement_timeout=0";
 
+/// What CALLs are written for.
+const CALL_SETTINGS: &str = " -c standard_conforming_strings=on";
+
 /// A connection whose other side went away without a word is noticed after two minutes, not after
 /// the two hours that operating systems take. What the user sets counts more.
 const KEEPALIVES: [(&str, &str); 3] =
@@ -37,15 +41,27 @@ pub struct Connector {
     given: Vec<Keyword>,
     /// The `options` keyword as the user has it, from wherever.
     server_options: Option<CString>,
+    /// The `dbname` keyword, likewise.
+    database: Option<CString>,
     /// Set once the first connection is made.
     pinned: Option<Vec<Keyword>>,
     password: Option<CString>,
     abort: Arc<Abort>,
 }
 
-/// A replication connection.
+/// How commands reach the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// As commands of a replication connection.
+    Replication,
+    /// As calls of SQL procedures, on an ordinary connection.
+    Procedures,
+}
+
+/// A connection.
 pub struct Session {
     pg: Pg,
+    route: Route,
     abort: Arc<Abort>,
     /// A command was sent and not all of its results were read.
     running: bool,
@@ -58,8 +74,8 @@ pub struct Session {
 pub struct System {
     /// The cluster's identifier.
     pub identifier: u64,
-    /// Its current timeline.
-    pub timeline: u32,
+    /// Its current timeline; ordinary connections have nothing that says it at every moment.
+    pub timeline: Option<u32>,
 }
 
 impl Connector {
@@ -69,26 +85,25 @@ impl Connector {
             Some(conninfo) => pq::parse_conninfo(&c_string(conninfo)?).map_err(Error::local)?,
             None => Vec::new(),
         };
-        let server_options = lookup(&given, "options").or_else(|| {
-            // A service that the connection string names is read only when a connection is begun.
-            let known = if lookup(&given, "service").is_some() {
-                Pg::start(&given).map(|pg| pg.options()).unwrap_or_default()
-            } else {
-                pq::default_options()
-            };
-            lookup(&known, "options")
-        });
-        Ok(Self { options, given, server_options, pinned: None, password: None, abort })
+        // A service that the connection string names is read only when a connection is begun.
+        let known = if lookup(&given, "service").is_some() {
+            Pg::start(&given).map(|pg| pg.options()).unwrap_or_default()
+        } else {
+            pq::default_options()
+        };
+        let server_options = lookup(&given, "options").or_else(|| lookup(&known, "options"));
+        let database = lookup(&given, "dbname").or_else(|| lookup(&known, "dbname"));
+        Ok(Self { options, given, server_options, database, pinned: None, password: None, abort })
     }
 
     /// Makes a connection, and asks for a password once if it takes one.
-    pub fn connect(&mut self) -> Result<Session> {
+    pub fn connect(&mut self, route: Route) -> Result<Session> {
         if self.options.password == PasswordPrompt::Always && self.password.is_none() {
             self.prompt()?;
         }
         let pg = loop {
-            let pg =
-                Pg::connect(&self.keywords()?).ok_or_else(|| Error::local("could not connect to server"))?;
+            let pg = Pg::connect(&self.keywords(route)?)
+                .ok_or_else(|| Error::local("could not connect to server"))?;
             if pg.is_ok() {
                 break pg;
             }
@@ -114,7 +129,7 @@ impl Connector {
                 return Err(Error::local("could not determine server setting for \"integer_datetimes\""));
             }
         }
-        Ok(Session { pg, abort: Arc::clone(&self.abort), running: false, wire: None })
+        Ok(Session { pg, route, abort: Arc::clone(&self.abort), running: false, wire: None })
     }
 
     /// From now on connections go to the very host, address and port that this one reached: with
@@ -156,10 +171,15 @@ impl Connector {
         lookup(&self.given, "dbname").or_else(|| lookup(&pq::default_options(), "dbname"))
     }
 
-    fn keywords(&self) -> Result<Vec<Keyword>> {
+    fn keywords(&self, route: Route) -> Result<Vec<Keyword>> {
         let mut keywords = Keywords(Vec::new());
         // What the connection string has overrides these.
-        keywords.add("dbname", "replication")?;
+        match (route, &self.database) {
+            (Route::Replication, _) => keywords.add("dbname", "replication")?,
+            (Route::Procedures, Some(database)) => keywords.0.push((c"dbname".to_owned(), database.clone())),
+            // As other programs that are not about one database: it is nearly always there.
+            (Route::Procedures, None) => keywords.add("dbname", "postgres")?,
+        }
         for (name, value) in KEEPALIVES {
             keywords.add(name, value)?;
         }
@@ -168,7 +188,7 @@ impl Connector {
             self.pinned.is_some() && matches!(name.to_bytes(), b"host" | b"hostaddr" | b"port")
         };
         keywords.0.extend(self.given.iter().filter(|(name, _)| !placed(name)).cloned());
-        keywords.add("replication", "true")?;
+        keywords.add("replication", if route == Route::Replication { "true" } else { "false" })?;
         keywords.add("fallback_application_name", PROGRAM)?;
         if let Some(pinned) = &self.pinned {
             keywords.0.extend_from_slice(pinned);
@@ -186,6 +206,9 @@ impl Connector {
             options.push(b' ');
         }
         options.extend_from_slice(SERVER_SETTINGS.as_bytes());
+        if route == Route::Procedures {
+            options.extend_from_slice(CALL_SETTINGS.as_bytes());
+        }
         keywords.add_given("options", Some(OsStr::from_bytes(&options)))?;
         Ok(keywords.0)
     }
@@ -203,6 +226,25 @@ impl Session {
     /// The server's version number.
     pub fn server_version(&self) -> i32 {
         self.pg.server_version()
+    }
+
+    /// How this connection's commands travel.
+    pub fn route(&self) -> Route {
+        self.route
+    }
+
+    /// The text of a command on this connection.
+    pub fn text_of(&self, command: &Command) -> Vec<u8> {
+        match self.route {
+            Route::Replication => command.to_bytes(),
+            Route::Procedures => command.to_call(),
+        }
+    }
+
+    /// Sends one of the backup's commands.
+    pub fn send_command(&mut self, command: &Command) -> Result<()> {
+        let text = self.text_of(command);
+        self.send(&text)
     }
 
     /// The server process at the other end.
@@ -422,9 +464,10 @@ impl Session {
         if tagged { Ok(()) } else { Err(unexpected("no command tag")) }
     }
 
-    /// Runs a command of the replication grammar that has one result set.
+    /// Runs a command of the replication grammar, or a query, that has one row.
     pub fn query(&mut self, command: &str) -> Result<Answer> {
-        let doing = || format!("could not send replication command \"{command}\"");
+        let kind = if self.route == Route::Replication { "replication command" } else { "query" };
+        let doing = || format!("could not send {kind} \"{command}\"");
         self.send(command.as_bytes()).map_err(|error| error.context(doing()))?;
         let mut set = None;
         while let Some(answer) = self.result().map_err(|error| error.context(doing()))? {
@@ -498,10 +541,18 @@ impl Session {
         Ok(())
     }
 
-    /// IDENTIFY_SYSTEM.
+    /// IDENTIFY_SYSTEM, or what SQL has of it.
     pub fn identify_system(&mut self) -> Result<System> {
-        let answer = self.query("IDENTIFY_SYSTEM")?;
-        Ok(System { identifier: number(&answer, 0, 0)?, timeline: number(&answer, 0, 1)? })
+        match self.route {
+            Route::Replication => {
+                let answer = self.query("IDENTIFY_SYSTEM")?;
+                Ok(System { identifier: number(&answer, 0, 0)?, timeline: Some(number(&answer, 0, 1)?) })
+            }
+            Route::Procedures => {
+                let answer = self.query("SELECT system_identifier FROM pg_catalog.pg_control_system()")?;
+                Ok(System { identifier: number(&answer, 0, 0)?, timeline: None })
+            }
+        }
     }
 
     /// SHOW.
@@ -669,7 +720,11 @@ mod tests {
 
     /// The value that libpq would take: the last.
     fn effective(connector: &Connector, name: &str) -> Option<String> {
-        let keywords = connector.keywords().unwrap();
+        effective_by(connector, Route::Replication, name)
+    }
+
+    fn effective_by(connector: &Connector, route: Route, name: &str) -> Option<String> {
+        let keywords = connector.keywords(route).unwrap();
         keywords
             .iter()
             .rev()
@@ -693,6 +748,24 @@ mod tests {
             "-c work_mem=1MB -c idle_session_timeout=0 -c statement_timeout=0"
         );
         assert_eq!(effective(&connector, "fallback_application_name").unwrap(), PROGRAM);
+    }
+
+    #[test]
+    fn ordinary_connections_go_to_a_database() {
+        let named = connector("dbname=d replication=true options='-c work_mem=1MB'", None);
+        let by = |name| effective_by(&named, Route::Procedures, name).unwrap();
+        assert_eq!(by("dbname"), "d");
+        assert_eq!(by("replication"), "false");
+        assert_eq!(
+            by("options"),
+            "-c work_mem=1MB -c idle_session_timeout=0 -c statement_timeout=0 -c standard_conforming_strings=on"
+        );
+        let mut unnamed = connector("host=a", None);
+        unnamed.database = None;
+        assert_eq!(effective_by(&unnamed, Route::Procedures, "dbname").unwrap(), "postgres");
+        unnamed.database = Some(c"from the environment".to_owned());
+        assert_eq!(effective_by(&unnamed, Route::Procedures, "dbname").unwrap(), "from the environment");
+        assert_eq!(effective(&unnamed, "dbname").unwrap(), "replication");
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod queue;
 mod receive;
 mod recovery;
 mod report;
+mod route;
 mod split;
 mod sync;
 mod tablespace;

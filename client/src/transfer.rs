@@ -194,7 +194,8 @@ impl Work<'_> {
             file_checksum: if checks.by_server { self.algorithm } else { DigestAlgorithm::None },
             ..SendFilesContent::default()
         });
-        session.copy_out(&command.to_bytes(), self.past_libpq, &mut Feed { receiver, sink })?;
+        let text = session.text_of(&command);
+        session.copy_out(&text, self.past_libpq, &mut Feed { receiver, sink })?;
         receiver.finish()
     }
 
