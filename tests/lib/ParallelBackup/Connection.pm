@@ -22,13 +22,15 @@ use constant CANCEL_REQUEST => 80877102;
 # new($node, user =>, dbname =>, replication => 'true' | 'database', options => {})
 #
 # Dies where the server refuses the connection, unless fail_ok is given: then the
-# error is left in ->startup_error.
+# error is left in ->startup_error.  calls => 1: the commands of ParallelBackup::Test
+# are sent as calls of the SQL procedures.
 sub new
 {
 	my ($class, $node, %params) = @_;
 
 	my $self = bless {
 		node => $node,
+		calls => $params{calls},
 		socket => $node->raw_connect(),
 		buffer => '',
 		parameters => {},
@@ -65,6 +67,9 @@ sub new
 }
 
 sub pid { return $_[0]->{pid} }
+
+# Whether commands travel as calls of the SQL procedures.
+sub calls { return $_[0]->{calls} }
 sub node { return $_[0]->{node} }
 sub startup_error { return $_[0]->{startup_error} }
 sub socket { return $_[0]->{socket} }

@@ -27,7 +27,7 @@ use constant RANGE_BYTES => 4 * 1024 * 1024;
 # and STOP said.
 #
 # workers       connections beside the coordinator (default 3; 0: it fetches itself)
-# connection    parameters of the connections
+# connection    parameters of the connections; calls => 1: ordinary ones, and procedures
 # coordinator   a connection to use as the coordinator; left open
 # start         options of START_BACKUP
 # transfer      more options of SEND_FILES_CONTENT
@@ -39,7 +39,8 @@ sub raw_backup
 {
 	my ($node, $directory, %params) = @_;
 	my %connection = %{ $params{connection} || {} };
-	my $coordinator = $params{coordinator} || connection($node, %connection);
+	my $connect = $connection{calls} ? \&sql_connection : \&connection;
+	my $coordinator = $params{coordinator} || $connect->($node, %connection);
 	my $state = {
 		node => $node,
 		directory => $directory,
@@ -99,7 +100,7 @@ sub raw_backup
 
 	my @workers =
 	  $params{workers} // 1
-	  ? map { connection($node, %connection) } 1 .. $params{workers} // 3
+	  ? map { $connect->($node, %connection) } 1 .. $params{workers} // 3
 	  : ($coordinator);
 	$state->{workers} = \@workers;
 	_transfer($state, \@workers, \@queue,
@@ -173,7 +174,11 @@ sub _transfer
 			return;
 		}
 		my $transfer = $worker->{transfer} = _writer($state);
-		$worker->{conn}->send_query(send_files_sql($batch, @$options),
+		my $sql =
+		  $worker->{conn}->calls
+		  ? send_files_call($batch, @$options)
+		  : send_files_sql($batch, @$options);
+		$worker->{conn}->send_query($sql,
 			on_frame => sub { $transfer->frame($_[0]) });
 	};
 

@@ -20,8 +20,8 @@ use ParallelBackup::Transfer;
 
 our @EXPORT = qw(
   server_major wal_directories
-  parallel_node connection start_copy
-  start_backup list_files send_files_sql fetch stop_backup result_hash
+  parallel_node connection sql_connection start_copy
+  start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash
   query_ok is_error is_report still_works
   file_tree compare_trees write_file make_file
   encode_path decode_path quote_literal
@@ -60,13 +60,15 @@ if (!PostgreSQL::Test::Cluster->can('wait_for_replay_catchup'))
 #
 # segsize   WAL segment size in MB (1: small backups)
 # preload   shared_preload_libraries
+# install   an installation other than that of the programs in PATH
 # init      more for ->init
 # conf      more for postgresql.conf
 # start     0: only made
 sub parallel_node
 {
 	my ($name, %params) = @_;
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node =
+	  PostgreSQL::Test::Cluster->new($name, install_path => $params{install});
 	my %init = %{ $params{init} || {} };
 	my @extra = @{ $init{extra} || [] };
 
@@ -95,6 +97,14 @@ sub connection
 	my ($node, %params) = @_;
 
 	return ParallelBackup::Connection->new($node, replication => 'true', %params);
+}
+
+# An ordinary connection, over which the commands are calls of the procedures.
+sub sql_connection
+{
+	my ($node, %params) = @_;
+
+	return ParallelBackup::Connection->new($node, calls => 1, %params);
 }
 
 # Starts a node on the data directory that a test has put at ->data_dir.
@@ -194,13 +204,32 @@ sub _options
 		} sort keys %options) . ')';
 }
 
+# The text of a command, by the connection's route.
+sub _command
+{
+	my ($conn, $name, %options) = @_;
+
+	return $name . _options(%options) unless $conn->calls;
+	return "CALL parallel_backup.\L$name\E(" . join(', ', _arguments(%options)) . ')';
+}
+
+sub _arguments
+{
+	my (%options) = @_;
+
+	return map {
+		my $value = $options{$_} // 'true';
+		"\L$_\E => " . ($value =~ /^\d{1,9}\z/ && $_ !~ /^(?:LABEL|BACKUP_ID)\z/ ? $value : quote_literal($value))
+	} sort keys %options;
+}
+
 # START_BACKUP with a fast checkpoint; the reply's results in one hash, with the
 # reply itself under "reply".
 sub start_backup
 {
 	my ($conn, %options) = @_;
-	my $reply =
-	  query_ok($conn, 'START_BACKUP' . _options(CHECKPOINT => 'fast', %options));
+	my $reply = query_ok($conn,
+		_command($conn, 'START_BACKUP', CHECKPOINT => 'fast', %options));
 	my ($header, $tablespaces, $files) = @{ $reply->{results} };
 
 	return {
@@ -215,7 +244,7 @@ sub start_backup
 sub list_files
 {
 	my ($conn, %options) = @_;
-	my $reply = query_ok($conn, 'SEND_FILE_LIST' . _options(%options));
+	my $reply = query_ok($conn, _command($conn, 'SEND_FILE_LIST', %options));
 
 	return map {
 		{
@@ -250,11 +279,34 @@ sub send_files_sql
 	  . ($with ? " WITH$with" : '');
 }
 
+# The same as a call of the procedure.
+sub send_files_call
+{
+	my ($files, %options) = @_;
+	my @files = map { ref $_ ? $_ : [$_] } @$files;
+	my @arguments =
+	  ('files => ARRAY['
+		  . join(', ', map { quote_literal(encode_path($_->[0])) } @files)
+		  . ']::text[]');
+
+	for my $place (1, 2)
+	{
+		next unless grep { defined $_->[$place] } @files;
+		push @arguments, (qw(files offsets lengths))[$place] . " => '{"
+		  . join(',', map { $_->[$place] // 'NULL' } @files) . "}'";
+	}
+	return 'CALL parallel_backup.send_files_content('
+	  . join(', ', @arguments, _arguments(%options)) . ')';
+}
+
 # Fetches files and returns the ParallelBackup::Transfer, complete.
 sub fetch
 {
 	my ($conn, $files, %options) = @_;
-	my $reply = query_ok($conn, send_files_sql($files, %options));
+	my $reply = query_ok($conn,
+		$conn->calls
+		? send_files_call($files, %options)
+		: send_files_sql($files, %options));
 	my $transfer = ParallelBackup::Transfer->of($reply->{frames});
 
 	croak "the transfer ended inside of a file" unless $transfer->complete;
@@ -266,7 +318,7 @@ sub fetch
 sub stop_backup
 {
 	my ($conn, %options) = @_;
-	my $reply = $conn->query('STOP_BACKUP' . _options(%options));
+	my $reply = $conn->query(_command($conn, 'STOP_BACKUP', %options));
 	my @results = @{ $reply->{results} };
 
 	croak 'STOP_BACKUP failed: '
