@@ -29,7 +29,8 @@ for my $sql (
 	'CREATE TABLE many AS SELECT generate_series(1, 20000) AS id',
 	'CREATE TABLE spaced TABLESPACE ts AS SELECT generate_series(1, 20000) AS id',
 	# More than is given to one connection of four, in a file of its own: split.
-	"CREATE TABLE big (id int, t text STORAGE plain)",
+	"CREATE TABLE big (id int, t text)",
+	"ALTER TABLE big ALTER t SET STORAGE plain",
 	"INSERT INTO big SELECT i, repeat('x', 1900) FROM generate_series(1, 72000) i",
 	'VACUUM FREEZE')
 {
