@@ -10,6 +10,14 @@ set -euo pipefail
 
 has_program() { command -v "$1" >/dev/null; }
 has_header() { echo "#include <$1>" | cc -E -o /dev/null - 2>/dev/null; }
+# As tests/t/018_examples.pl looks for it.
+has_psycopg() {
+	local python
+	for python in ${PPB_PYTHON:-} python3 /usr/bin/python3; do
+		if "$python" -c 'import psycopg' 2>/dev/null; then return 0; fi
+	done
+	return 1
+}
 has_perl() { perl "${@/#/-M}" -e 1 2>/dev/null; }
 # bindgen loads libclang when it runs and needs the compiler's own headers (stddef.h) with it.
 # Any version does; Debian's generic package brings the one of its release.
@@ -64,6 +72,9 @@ needs() {
 		libicu-dev|ICU's header files|has_header unicode/ucol.h
 		libclang-dev|libclang and its header files|has_libclang
 	TABLE
+	if [ -n "${PPB_CHECK:-}" ]; then
+		echo 'python3-psycopg|psycopg 3 for Python (PPB_PYTHON names one that has it)|has_psycopg'
+	fi
 }
 
 needs_deb() {
