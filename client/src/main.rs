@@ -17,6 +17,8 @@ mod cleanup;
 mod connection;
 mod digest;
 mod error;
+#[cfg(test)]
+mod fake_server;
 mod manifest;
 mod options;
 mod os;

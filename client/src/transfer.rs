@@ -639,6 +639,231 @@ fn wal_file_name(path: &BackupPath) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
+    use crate::options::ManifestOptions;
+    use crate::queue::FileList;
+    use crate::target::Modes;
+    use protocol::Frame;
+
+    const BLOCK: usize = BLOCK_SIZE;
+    const PATH: &str = "base/5/16384";
+
+    /// One file of a backup, fetched from a server with these answers.
+    struct Fetched {
+        outcome: Result<()>,
+        commands: Vec<String>,
+        content: Option<Vec<u8>>,
+        manifest: String,
+        counters: Counters,
+        complete: bool,
+    }
+
+    struct Case {
+        size: usize,
+        jobs: usize,
+        discard: bool,
+        past_libpq: bool,
+    }
+
+    const CASE: Case = Case { size: 3 * BLOCK, jobs: 1, discard: false, past_libpq: true };
+
+    fn fetch(case: &Case, answers: Vec<Vec<u8>>) -> Fetched {
+        let place = tempfile::tempdir().unwrap();
+        let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
+        std::fs::create_dir_all(place.path().join("base/5")).unwrap();
+        let mut list = FileList::default();
+        list.push(&BackupPath::from_bytes(PATH).unwrap(), case.size as u64);
+        let queue = Queue::new(list, case.jobs, true);
+        let options = ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false };
+        let out = std::io::BufWriter::new(File::create(place.path().join("manifest")).unwrap());
+        let manifest = Mutex::new(Manifest::new(out, options, 180_000, 1).unwrap());
+        let server = FakeServer::start(answers);
+        let mut session = server.connect();
+        let counters = Counters::default();
+        let work = Work {
+            queue: &queue,
+            splits: &Splits::default(),
+            target: &target,
+            discard: case.discard,
+            backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+            algorithm: DigestAlgorithm::Crc32c,
+            pages: Some(Lsn(u64::MAX)),
+            verify: None,
+            past_libpq: case.past_libpq,
+            sync: true,
+            manifest: (!case.discard).then_some(&manifest),
+            segment_size: 16 << 20,
+            counters: &counters,
+        };
+        let outcome = work.run(&mut session);
+        manifest.into_inner().unwrap().finish(&[]).unwrap().into_inner().unwrap();
+        Fetched {
+            outcome,
+            commands: server.commands(),
+            content: std::fs::read(place.path().join(PATH)).ok(),
+            manifest: std::fs::read_to_string(place.path().join("manifest")).unwrap(),
+            counters,
+            complete: queue.is_complete(),
+        }
+    }
+
+    /// Three pages, the first of a real server, and one that is damaged.
+    fn good_and_bad() -> (Vec<u8>, Vec<u8>) {
+        let mut good = vec![0; 3 * BLOCK];
+        good[..BLOCK].copy_from_slice(include_bytes!("../../tests/data/page_heap_block_0"));
+        let mut bad = good.clone();
+        bad[5000] ^= 1;
+        (good, bad)
+    }
+
+    fn crc(bytes: &[u8]) -> String {
+        protocol::id::to_hex(&Digest::of(DigestAlgorithm::Crc32c, bytes))
+    }
+
+    #[test]
+    fn a_page_that_was_torn_is_asked_for_again() {
+        let (good, bad) = good_and_bad();
+        for past_libpq in [true, false] {
+            let fetched = fetch(
+                &Case { past_libpq, ..CASE },
+                vec![
+                    copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]),
+                    copy(&[file(PATH, 3 * BLOCK as u64, 0, &good[..BLOCK])]),
+                ],
+            );
+            fetched.outcome.unwrap();
+            assert!(fetched.complete);
+            assert_eq!(fetched.content.unwrap(), good);
+            assert!(fetched.manifest.contains(&crc(&good)), "{}", fetched.manifest);
+            assert_eq!(fetched.commands.len(), 2);
+            assert!(fetched.commands[1].contains("(OFFSET '0', LENGTH '8192')"), "{:?}", fetched.commands);
+            assert!(fetched.commands.iter().all(|command| command.contains("VERIFY_CHECKSUMS false")));
+        }
+    }
+
+    #[test]
+    fn a_page_that_stays_wrong_is_the_servers_to_report() {
+        let (_, bad) = good_and_bad();
+        let again = file(PATH, 3 * BLOCK as u64, 0, &bad[..BLOCK]);
+        let digest = Digest::of(DigestAlgorithm::Crc32c, &bad[..BLOCK]);
+        let verified =
+            file_with(PATH, 3 * BLOCK as u64, 0, &bad[..BLOCK], 1, DigestAlgorithm::Crc32c, &digest);
+        let warning = report(b'N', "WARNING", "01000", "checksum verification failed");
+        let fetched = fetch(
+            &CASE,
+            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), copy(&[again]), copy(&[warning, verified])],
+        );
+        fetched.outcome.unwrap();
+        assert_eq!(fetched.content.unwrap(), bad);
+        assert!(fetched.manifest.contains(&crc(&bad)));
+        assert_eq!(fetched.commands.len(), 3);
+        assert!(fetched.commands[2].contains("VERIFY_CHECKSUMS true"), "{}", fetched.commands[2]);
+        assert!(fetched.commands[2].contains("FILE_CHECKSUM 'CRC32C'"), "{}", fetched.commands[2]);
+    }
+
+    #[test]
+    fn a_file_that_goes_or_shrinks_before_it_is_asked_for_again() {
+        let (_, bad) = good_and_bad();
+        let whole = || copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]);
+        let gone = fetch(&CASE, vec![whole(), copy(&[frame(&Frame::Vanished(PATH.as_bytes()))])]);
+        gone.outcome.unwrap();
+        assert!(gone.complete && gone.content.is_none() && !gone.manifest.contains(PATH));
+
+        let shrunk = fetch(&CASE, vec![whole(), copy(&[file(PATH, 0, 0, b"")])]);
+        shrunk.outcome.unwrap();
+        assert_eq!(shrunk.content.unwrap(), vec![0; 3 * BLOCK]);
+        assert!(shrunk.manifest.contains(&crc(&vec![0; 3 * BLOCK])));
+    }
+
+    #[test]
+    fn errors_in_the_middle_of_a_copy() {
+        let (good, _) = good_and_bad();
+        let begun = file(PATH, 3 * BLOCK as u64, 0, &good);
+        // The end frame is 21 bytes in its message; the error takes its place.
+        let mut failed = [message(b'H', &[0, 0, 0]), begun[..begun.len() - 21].to_vec()].concat();
+        failed.extend(report(b'N', "WARNING", "01000", "trouble"));
+        failed.extend(report(b'E', "ERROR", "58030", "could not read file"));
+        failed.extend(ready());
+        for past_libpq in [true, false] {
+            let case = Case { past_libpq, ..CASE };
+            let fetched = fetch(&case, vec![failed.clone(), copy(&[file(PATH, 3 * BLOCK as u64, 0, &good)])]);
+            fetched.outcome.unwrap();
+            assert_eq!(fetched.content.unwrap(), good, "libpq: {}", !past_libpq);
+            assert_eq!(fetched.counters.done(), (3 * BLOCK as u64, 1));
+
+            let error = fetch(&case, vec![failed.clone(); 3]).outcome.unwrap_err();
+            assert!(error.message().ends_with("in 3 tries: ERROR:  could not read file"), "{error}");
+            // The connection goes, with a word and without.
+            let mut fatal = failed[..50].to_vec();
+            fatal.truncate(8);
+            fatal.extend(report(b'E', "FATAL", "57P01", "terminating connection"));
+            for (answer, words) in
+                [(fatal, "terminating connection"), (failed[..1000].to_vec(), "server closed")]
+            {
+                let error = fetch(&case, vec![answer]).outcome.unwrap_err();
+                assert_eq!(error.kind(), Kind::Connection);
+                assert!(error.message().contains(words), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_a_file_that_shrinks_meanwhile() {
+        const MB: usize = 1 << 20;
+        let size = 129 * MB;
+        let length = (size / 3).next_multiple_of(BLOCK);
+        let first = vec![0; length];
+        let second = [include_bytes!("../../tests/data/page_heap_block_0").as_slice(), &[0; BLOCK]].concat();
+        let now = (length + second.len()) as u64;
+        let answer = |offset: usize, bytes: &[u8]| {
+            // In frames, as they may be at most a megabyte.
+            let begin = file(PATH, now, offset as u64, b"");
+            let mut whole = begin[..begin.len() - 21 - 6].to_vec();
+            // The length that was announced.
+            whole[5 + 1 + 16..5 + 1 + 24].copy_from_slice(&(bytes.len() as u64).to_be_bytes());
+            for piece in bytes.chunks(127 * BLOCK) {
+                whole.extend(frame(&Frame::Data(piece)));
+            }
+            let mut end = begin[begin.len() - 21..].to_vec();
+            end[6..14].copy_from_slice(&(bytes.len() as u64).to_be_bytes());
+            whole.extend(end);
+            copy(&[whole])
+        };
+        // Its first page is no first page any more.
+        let again = copy(&[file(PATH, now, length as u64, &[0; BLOCK])]);
+        let answers =
+            || vec![answer(0, &first), answer(length, &second), again.clone(), answer(2 * length, &[])];
+        let mut expected = vec![0; size];
+        let fetched = fetch(&Case { size, jobs: 2, ..CASE }, answers());
+        fetched.outcome.unwrap();
+        assert!(fetched.complete);
+        expected.truncate(size);
+        assert!(fetched.content.unwrap() == expected);
+        assert!(fetched.manifest.contains(&crc(&expected)), "{}", fetched.manifest);
+        assert!(fetched.manifest.contains(&format!("\"Size\": {size},")));
+        assert_eq!(fetched.counters.done().1, 1);
+
+        let gone = copy(&[frame(&Frame::Vanished(PATH.as_bytes()))]);
+        let fetched = fetch(&Case { size, jobs: 2, ..CASE }, vec![answer(0, &first), gone.clone(), gone]);
+        fetched.outcome.unwrap();
+        assert!(fetched.complete && fetched.content.is_none() && !fetched.manifest.contains(PATH));
+    }
+
+    #[test]
+    fn discarded_files_are_verified_and_not_written() {
+        let (good, bad) = good_and_bad();
+        let fetched = fetch(
+            &Case { discard: true, ..CASE },
+            vec![
+                copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]),
+                copy(&[file(PATH, 3 * BLOCK as u64, 0, &good[..BLOCK])]),
+            ],
+        );
+        fetched.outcome.unwrap();
+        assert!(fetched.complete && fetched.content.is_none());
+        assert_eq!(fetched.commands.len(), 2);
+        assert_eq!(fetched.counters.done(), (3 * BLOCK as u64, 1));
+    }
 
     #[test]
     fn names_in_pg_wal() {
