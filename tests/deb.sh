@@ -32,8 +32,7 @@ main() {
 	backup
 	copy
 	remove
-	note "packages: $passed passed, $failed failed"
-	echo "$passed passed, $failed failed"
+	echo "$passed passed, $failed failed" | tee "$LOGS/summary"
 	counts deb "$passed" "$failed"
 }
 
