@@ -3,6 +3,7 @@
 
 pub mod procedures;
 pub mod replication;
+mod schema;
 pub mod sql;
 
 use protocol::Command;

@@ -15,7 +15,7 @@ use crate::pg::procedure::{self, Called, Transaction};
 use crate::pg::{guard, report};
 
 /// START_BACKUP.
-#[pg_extern]
+#[pg_extern(sql = false)]
 fn parallel_backup_start_backup(
     label: Option<String>,
     checkpoint: Option<String>,
@@ -35,7 +35,7 @@ fn parallel_backup_start_backup(
 }
 
 /// SEND_FILE_LIST.
-#[pg_extern]
+#[pg_extern(sql = false)]
 fn parallel_backup_send_file_list(
     backup_id: Option<String>,
     estimate: Option<bool>,
@@ -47,7 +47,7 @@ fn parallel_backup_send_file_list(
 
 /// SEND_FILES_CONTENT. Offsets and lengths belong to the files at the same place; a NULL, or an
 /// array that has ended, means the whole file.
-#[pg_extern]
+#[pg_extern(sql = false)]
 // A procedure's arguments are the command's options.
 #[allow(clippy::too_many_arguments)]
 fn parallel_backup_send_files_content(
@@ -87,7 +87,7 @@ fn parallel_backup_send_files_content(
 }
 
 /// STOP_BACKUP.
-#[pg_extern]
+#[pg_extern(sql = false)]
 fn parallel_backup_stop_backup(
     backup_id: Option<String>,
     label: Option<String>,

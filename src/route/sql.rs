@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::pg::{backend, report};
 
 /// A row a backup. Times are microseconds since PostgreSQL's epoch, sizes bytes, the rate kB/s.
-#[pg_extern]
+#[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn parallel_backup_get_backups() -> TableIterator<
     'static,
@@ -59,7 +59,7 @@ fn parallel_backup_get_backups() -> TableIterator<
 
 /// Aborts a backup: its transfers end with 57014, its coordinator is terminated. With
 /// pg_terminate_backend's rights; 42704 where there is no such backup.
-#[pg_extern]
+#[pg_extern(sql = false)]
 fn parallel_backup_cancel_backup(id: &str) -> bool {
     match cancel(id) {
         Ok(done) => done,
