@@ -41,7 +41,7 @@ for my $install (undef, $ENV{STOCK_INSTALL} // ())
 	my $server = $patched ? 'patched' : 'stock';
 	my $node = parallel_node($server,
 		install => $install,
-		conf => "log_replication_commands = on\nlogging_collector = off\n");
+		conf => "log_replication_commands = on\narchive_mode = on\narchive_command = 'true'\n");
 	my $pgdata = $node->data_dir;
 	my $psql = sub { return $node->safe_psql('postgres', $_[0]) };
 	note("$server server");
@@ -300,6 +300,47 @@ for my $install (undef, $ENV{STOCK_INSTALL} // ())
 	is(stop_backup($worker, WAIT => 'false')->{reply}{tag}, 'CALL', "$server: a next backup");
 	$worker->close;
 	$sql->close;
+
+	# --- a coordinator whose commands fail
+	{
+		my $conn = sql_connection($node);
+		query_ok($conn, 'SELECT pg_backup_start(\'own\', true)');
+		is_error($conn, "CALL parallel_backup.start_backup(checkpoint => 'fast')", '55000', qr/already/, "$server: in backup mode by pg_backup_start");
+		query_ok($conn, 'SELECT pg_backup_stop(false)');
+		is_error($conn, "CALL parallel_backup.start_backup(max_rate => 1)", '22003', qr/^1 is outside the valid range for parameter "MAX_RATE"/, "$server: an option out of range");
+		is_error($conn, 'CALL parallel_backup.stop_backup()', '55000', qr/./, "$server: nothing to stop");
+		usable($conn, "$server, nothing to stop");
+
+		# Cancelled while it waits for the checkpoint, it leaves nothing.
+		$psql->('CREATE TABLE dirty AS SELECT generate_series(1, 200000) AS id');
+		query_ok($conn, "SET statement_timeout = '200ms'");
+		is_error($conn, "CALL parallel_backup.start_backup(checkpoint => 'spread')", '57014', qr/^canceling statement due to statement timeout$/, "$server: start cancelled");
+		query_ok($conn, 'RESET statement_timeout');
+		usable($conn, "$server, start cancelled");
+		is($psql->('SELECT count(*) FROM parallel_backup.backups WHERE pid = ' . $conn->pid), 0, "$server: start cancelled: no backup");
+
+		my $running = start_backup($conn)->{backup_id};
+		is_error($conn, "CALL parallel_backup.start_backup()", '55000', qr/./, "$server: a second start");
+		is_error($conn, "SELECT pg_backup_stop()", '55000', qr/./, "$server: pg_backup_stop");
+		usable($conn, "$server, a backup runs");
+		query_ok($conn, 'DISCARD ALL');
+		is($psql->("SELECT state FROM parallel_backup.backups WHERE backup_id = '$running'"), 'running', "$server: the backup goes on");
+		is($psql->('SELECT count(*) FROM pg_stat_activity WHERE pid = ' . $conn->pid . ' AND (backend_xmin IS NOT NULL OR xact_start IS NOT NULL)'), 0, "$server: between commands the coordinator holds nothing");
+
+		# Cancelled while it waits for the archive, it is stopped and says so again.
+		$psql->("ALTER SYSTEM SET archive_command = 'false'");
+		$psql->('SELECT pg_reload_conf()');
+		query_ok($conn, "SET statement_timeout = '1s'");
+		my $first = $conn->query('CALL parallel_backup.stop_backup()');
+		is_report($first->{error}, '57014', qr/^canceling statement due to statement timeout$/, "$server: stop cancelled");
+		query_ok($conn, 'RESET statement_timeout');
+		is($psql->("SELECT state FROM parallel_backup.backups WHERE backup_id = '$running'"), 'stopped', "$server: stop cancelled: it is stopped");
+		my $again = stop_backup($conn, WAIT => 'false');
+		is($again->{reply}{tag}, 'CALL', "$server: stopped again");
+		usable($conn, "$server, stopped again");
+		is(fetch($conn, [ map { "pg_wal/$_" } @{ $again->{wal} } ], BACKUP_ID => $running)->{reply}{tag}, 'CALL', "$server: WAL after it");
+		$conn->close;
+	}
 
 	# --- other statements' errors come out as they went in
 	{
