@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::cluster::Tablespace;
 use crate::cluster::contents::{Member, WAL_DIR};
+use crate::cluster::relation::split;
 use crate::error::{Error, Result};
 
 /// How every descriptor here is opened.
@@ -27,43 +28,64 @@ pub enum Opened {
     Vanished,
 }
 
-/// Opens a member of a backup. `root` is the data directory.
-pub fn open_member(root: &Path, path: &BackupPath, member: &Member<'_>) -> Result<Opened> {
-    let mut directory = match open_directory(CWD, root.as_os_str().as_bytes(), OFlags::empty()) {
-        Ok(directory) => directory,
-        Err(errno) => return Err(Error::io("open directory", root.as_os_str().as_bytes(), errno.into())),
-    };
-    let mut components = path.components().enumerate().peekable();
-    while let Some((depth, name)) = components.next() {
-        if components.peek().is_none() {
-            if let Some(init_fork) = &member.init_fork
-                && statat(&directory, OsStr::from_bytes(init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok()
-            {
-                return Ok(Opened::Vanished);
-            }
-            return open_file(&directory, name, path.as_bytes());
-        }
-        // The second component is the tablespace's entry in pg_tblspc.
-        let next = match member.tablespace.filter(|space| depth == 1 && !space.in_place()) {
-            Some(space) => match follow_tablespace(root, &directory, name, space) {
-                Ok(Some(next)) => Ok(next),
-                Ok(None) => return Ok(Opened::Vanished),
-                Err(errno) => Err(errno),
-            },
-            None => open_directory(&directory, name, OFlags::NOFOLLOW),
-        };
-        directory = match next {
-            Ok(next) => next,
-            Err(Errno::NOENT) => return Ok(Opened::Vanished),
-            // A link, or no directory: a list would not have gone into it.
-            Err(Errno::LOOP | Errno::NOTDIR) => {
-                return Err(Error::NotInBackup { path: path.as_bytes().to_vec() });
-            }
-            Err(errno) => return Err(Error::io("open directory", path.as_bytes(), errno.into())),
-        };
+/// Opens members of a backup, one after the other. Keeps the directory of the last one: files come
+/// in the order of a list, many of a directory together.
+#[derive(Debug)]
+pub struct Opener<'a> {
+    /// The data directory.
+    root: &'a Path,
+    last: Option<(Vec<u8>, OwnedFd)>,
+}
+
+impl<'a> Opener<'a> {
+    /// For one command: what is kept is not looked at again, and a directory may be replaced.
+    pub fn new(root: &'a Path) -> Self {
+        Self { root, last: None }
     }
-    // A path has at least one component.
-    Err(Error::NotInBackup { path: path.as_bytes().to_vec() })
+
+    /// Opens a member.
+    pub fn open(&mut self, path: &BackupPath, member: &Member<'_>) -> Result<Opened> {
+        let (parent, name) = split(path.as_bytes());
+        let directory = match self.last.take() {
+            Some((known, directory)) if known == parent => Some(directory),
+            _ => self.directory(path, parent, member)?,
+        };
+        let Some(directory) = directory else { return Ok(Opened::Vanished) };
+        let (_, directory) = self.last.insert((parent.to_vec(), directory));
+        if let Some(init_fork) = &member.init_fork
+            && statat(&*directory, OsStr::from_bytes(init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        {
+            return Ok(Opened::Vanished);
+        }
+        open_file(directory, name, path.as_bytes())
+    }
+
+    /// Opens the directory that a member is in; `None` if it has gone.
+    fn directory(&self, path: &BackupPath, parent: &[u8], member: &Member<'_>) -> Result<Option<OwnedFd>> {
+        let root = self.root.as_os_str().as_bytes();
+        let mut directory = open_directory(CWD, root, OFlags::empty())
+            .map_err(|errno| Error::io("open directory", root, errno.into()))?;
+        let components = parent.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+        for (depth, name) in components.enumerate() {
+            // The second component is the tablespace's entry in pg_tblspc.
+            let next = match member.tablespace.filter(|space| depth == 1 && !space.in_place()) {
+                Some(space) => follow_tablespace(self.root, &directory, name, space).transpose(),
+                None => Some(open_directory(&directory, name, OFlags::NOFOLLOW)),
+            };
+            directory = match next {
+                Some(Ok(next)) => next,
+                None | Some(Err(Errno::NOENT)) => return Ok(None),
+                // A link, or no directory: a list would not have gone into it.
+                Some(Err(Errno::LOOP | Errno::NOTDIR)) => {
+                    return Err(Error::NotInBackup { path: path.as_bytes().to_vec() });
+                }
+                Some(Err(errno)) => {
+                    return Err(Error::io("open directory", path.as_bytes(), errno.into()));
+                }
+            };
+        }
+        Ok(Some(directory))
+    }
 }
 
 /// Opens a file of pg_wal, which may itself be a link. `name` has been checked to be a WAL file's.
@@ -128,7 +150,7 @@ mod tests {
     fn open(root: &Path, layout: &Layout, path: &str) -> Result<Opened> {
         let path = BackupPath::from_bytes(path).unwrap();
         let member = member(layout, &path).expect("path should pass the check of names");
-        open_member(root, &path, &member)
+        Opener::new(root).open(&path, &member)
     }
 
     #[test]

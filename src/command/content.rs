@@ -12,7 +12,7 @@ use protocol::{BackupPath, CommandKind, DigestAlgorithm};
 use crate::backup::handle::Handle;
 use crate::cluster::contents::{Member, WAL_DIR, member};
 use crate::cluster::names::Pages;
-use crate::cluster::open::{Opened, open_member, open_wal_file};
+use crate::cluster::open::{Opened, Opener, open_wal_file};
 use crate::cluster::page::BLOCK_SIZE;
 use crate::cluster::wal::{WalFile, WalRange};
 use crate::error::{Error, Result};
@@ -43,8 +43,13 @@ pub fn run(command: &SendFilesContent) -> Result<()> {
     put_message(tag::COPY_OUT, &[0, 0, 0]);
     let verify =
         command.verify_checksums.unwrap_or(handle.facts.verify_checksums) && server::data_checksums();
-    let mut transfer =
-        Transfer { pace: Steps::new(&handle), sender: Sender::new(), verify, digest: command.file_checksum };
+    let mut transfer = Transfer {
+        pace: Steps::new(&handle),
+        opener: Opener::new(Path::new(ROOT)),
+        sender: Sender::new(),
+        verify,
+        digest: command.file_checksum,
+    };
     for (source, request) in sources.into_iter().zip(&command.files) {
         handle.poll()?;
         match source {
@@ -120,6 +125,7 @@ fn wal_range(handle: &Handle) -> WalRange {
 /// The sending of one command's files.
 struct Transfer<'a> {
     pace: Steps<'a>,
+    opener: Opener<'a>,
     sender: Sender,
     verify: bool,
     digest: DigestAlgorithm,
@@ -128,7 +134,7 @@ struct Transfer<'a> {
 impl Transfer<'_> {
     fn member(&mut self, request: &FileRequest, member: &Member<'_>) -> Result<()> {
         self.pace.handle.check_not_promoted()?;
-        let (file, metadata) = match open_member(Path::new(ROOT), &request.path, member)? {
+        let (file, metadata) = match self.opener.open(&request.path, member)? {
             Opened::File(file, metadata) => (file, metadata),
             Opened::Vanished => {
                 self.sender.vanished(request.path.as_bytes());

@@ -258,8 +258,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Before a chunk is read, by whatever way.
+    /// Before a chunk is read, by whatever way. What a small file takes of the cache is not worth the
+    /// system calls.
     fn prepare(&mut self, offset: u64, length: usize) {
+        if self.content.length < DIRECT_MINIMUM {
+            return;
+        }
         let end = self.content.offset + self.content.length;
         self.cache.before(&self.content.file, offset..offset + length as u64, end);
     }
