@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: quickstart check check-unit check-regress check-tap check-deb lint build install deb clean
+.PHONY: bench bench-quick quickstart check check-unit check-regress check-tap check-deb lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -35,6 +35,12 @@ check-tap: ## the TAP tests, or some: TESTS='tests/t/001*.pl'
 check-deb: ## as root: install the packages, back up a server, remove them again
 	@tools/deb.sh "$(PG_CONFIG)"
 	@tests/deb.sh
+
+bench: ## pg_parallel_basebackup against pg_basebackup and cp, on 5 GB of data
+	@tools/bench.sh
+
+bench-quick: ## the same on less, in a few minutes
+	@tools/bench.sh --quick
 
 lint: ## rustfmt and clippy, both without complaints
 	@tools/lint.sh
