@@ -252,9 +252,10 @@ def svg(results):
     machine = results["machine"]
     text(20, 53, f"{data:.1f} GB from page cache, {machine['cores']} cores, medians of {results['rounds']} rounds; "
          "thin lines: from least to most", "soft")  # fmt: skip
-    text(LEFT, 84, "times as fast as pg_basebackup, and GB/s", "group")
+    text(LEFT, 84, "times as fast as pg_basebackup", "group")
+    text(LEFT + BARS + 98, 84, "GB/s", "soft", "end")
     text(CPU_LEFT, 84, "CPU seconds a GB", "group")
-    x = CPU_LEFT + 125
+    x = CPU_LEFT + 140
     for kind in ("server", "client"):
         bar(x, 73, 12, kind)
         text(x + 17, 84, kind, "soft")

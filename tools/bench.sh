@@ -64,6 +64,7 @@ if [ ! -e "$data" ]; then
 fi
 data=$(cd "$data" && pwd -P)
 if ! as_user test -O "$data"; then die "$data is not $user's" 'name another directory with PPB_BENCH_DIR=path'; fi
+as_user touch "$data/.lock" 2>/dev/null || true # else root would own it
 exec 8>"$data/.lock"
 if ! flock --nonblock 8; then die "another bench is running in $data"; fi
 
