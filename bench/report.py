@@ -148,7 +148,7 @@ def groups(results):
     for group, title in GROUPS:
         rows = [row for row in results["rows"] if row["group"] == group]
         if rows:
-            yield title.format(files=f"{results['data']['files']['files'] // 1000},000"), rows
+            yield title.format(files=f"{round(results['data']['files']['files'], -3):,}"), rows
 
 
 def subject(results):
@@ -222,7 +222,7 @@ def step_of(most):
 def svg(results):
     shown = list(groups(results))
     rows = [row for _, rows in shown for row in rows]
-    most = max(row["ratio"]["max"] for row in rows if row.get("ratio")) * 1.02
+    most = max((row["ratio"]["max"] for row in rows if row.get("ratio")), default=1) * 1.02
     most_cpu = max(row["server_cpu_per_gb"]["median"] + row["client_cpu_per_gb"]["median"] for row in rows) * 1.02
     height = 118 + sum(34 + STEP * len(rows) for _, rows in shown) + 52
     out = [

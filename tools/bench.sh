@@ -6,7 +6,7 @@
 #   bench.sh [--quick] [run.py's options]
 #
 #   PPB_BENCH_SIZE      MB of the pgbench cluster (default 4500; quick: 600)
-#   PPB_BENCH_FILES     files of one page in the other cluster (default 100000; quick: 20000)
+#   PPB_BENCH_FILES     files of one page in the other cluster (default 100000; quick: 50000)
 #   PPB_BENCH_ROUNDS    beside the one that warms up (default 5; quick: 3)
 #   PPB_BENCH_DIR       where the data sets are kept, and the target on disk
 #   PPB_BENCH_INSTALL   server, extension and client; default build/pg$PG, which is built first
@@ -15,7 +15,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 size=4500 files=100000 rounds=5
-if [ "${1:-}" = --quick ]; then size=600 files=20000 rounds=3; fi
+if [ "${1:-}" = --quick ]; then size=600 files=50000 rounds=3; fi
 size=${PPB_BENCH_SIZE:-$size}
 files=${PPB_BENCH_FILES:-$files}
 rounds=${PPB_BENCH_ROUNDS:-$rounds}
@@ -78,6 +78,8 @@ mkdir "$SCRATCH/output" "$SCRATCH/s"
 if [ "$(id -u)" -eq 0 ]; then chown "$user:" "$target" "$SCRATCH/output" "$SCRATCH/s"; fi
 chmod 700 "$SCRATCH/s" # the server wants its key and sockets to itself
 commit=$(git -C "$ROOT" describe --always --dirty 2>/dev/null || echo unknown)
+# What an install given by name was built from, nobody knows.
+if [ -n "${PPB_BENCH_INSTALL:-}" ]; then commit="an unknown commit, bench of $commit"; fi
 
 cd "$SCRATCH"
 status=0
