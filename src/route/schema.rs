@@ -30,4 +30,30 @@ mod tests {
             assert!(!source.lines().any(|line| line.trim() == "#[pg_extern]"));
         }
     }
+
+    /// The SQL, the library, the client and the packages (tools/deb.sh) have one version: that of
+    /// Cargo.toml.
+    #[test]
+    fn one_version() {
+        let version = env!("CARGO_PKG_VERSION");
+        let control = include_str!("../../pg_parallel_backup.control");
+        assert!(
+            control.lines().any(|line| line == format!("default_version = '{version}'")),
+            "default_version of pg_parallel_backup.control is not {version}, the version in Cargo.toml"
+        );
+        let changelog = include_str!("../../CHANGELOG.md");
+        let latest = changelog.lines().find(|line| line.starts_with("## ["));
+        assert!(
+            latest.is_some_and(|line| line.starts_with(&format!("## [{version}]"))),
+            "CHANGELOG.md begins with {latest:?}, the version in Cargo.toml is {version}"
+        );
+        // CREATE EXTENSION and ALTER EXTENSION UPDATE get there.
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql").read_dir().unwrap();
+        assert!(
+            scripts
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .any(|name| name.ends_with(&format!("--{version}.sql"))),
+            "no script in sql/ leads to version {version}"
+        );
+    }
 }

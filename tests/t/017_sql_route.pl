@@ -52,6 +52,7 @@ for my $install (undef, $ENV{STOCK_INSTALL} // ())
 	$psql->("CREATE EXTENSION pg_parallel_backup VERSION '0.1.0'");
 	is($psql->("SELECT count(*) FROM pg_proc WHERE pronamespace = 'parallel_backup'::regnamespace AND prokind = 'p'"), 0, "$server: the first version has no procedures");
 	$psql->('ALTER EXTENSION pg_parallel_backup UPDATE');
+	is($psql->("SELECT extversion = default_version FROM pg_extension JOIN pg_available_extensions ON name = extname WHERE extname = 'pg_parallel_backup'"), 't', "$server: updated to the default version");
 	is($psql->("SELECT count(*) FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.deptype = 'e' WHERE pronamespace = 'parallel_backup'::regnamespace AND prokind = 'p'"), 4, "$server: updated in place");
 	$psql->(q(
 		CREATE ROLE plain LOGIN;
