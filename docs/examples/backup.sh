@@ -17,7 +17,7 @@ call() {
 }
 
 # Writes the files of a stream of frames: f begins one, d is data, e ends it, v is one that vanished.
-# psql writes messages one behind the other: where a digest is asked for, d frames are of 256 kB but
+# psql writes messages one behind the other: where a digest is asked for, d frames are of 8 kB but
 # for a file's last, and the digest says that they were cut right.
 export unpack='
 use Digest::SHA; chdir $ENV{target} or die; binmode STDIN;
@@ -30,7 +30,7 @@ while (read(STDIN, my $type, 1)) {
 	open my $file, ">:raw", $name or die "$name: $!"; chmod $mode, $name;
 	for (; $left; $left -= length $data) {
 		get(1) eq "d" or die "$name: no data";
-		$data = get($left < 262144 ? $left : 262144); $sha->add($data); print $file $data }
+		$data = get($left < 8192 ? $left : 8192); $sha->add($data); print $file $data }
 	close $file or die "$name: $!";
 	(get(1), get(15), get(32))[2] eq $sha->digest or die "$name: digest differs" }'
 fetch() { # names of files, a line each

@@ -50,13 +50,16 @@ pub fn run(command: &SendFilesContent) -> Result<()> {
         verify,
         digest: command.file_checksum,
     };
-    for (source, request) in sources.into_iter().zip(&command.files) {
-        handle.poll()?;
+    let outcome = sources.into_iter().zip(&command.files).try_for_each(|(source, request)| {
+        transfer.sender.poll(&transfer.pace)?;
         match source {
-            Source::Member(member) => transfer.member(request, &member)?,
-            Source::Wal(name, range, kind) => transfer.wal(&request.path, &name, &range, kind)?,
+            Source::Member(member) => transfer.member(request, &member),
+            Source::Wal(name, range, kind) => transfer.wal(&request.path, &name, &range, kind),
         }
-    }
+    });
+    // Before an error too: by what came before it the client knows which file failed.
+    transfer.sender.flush();
+    outcome?;
     put_message(tag::COPY_DONE, &[]);
     Ok(())
 }
@@ -239,6 +242,10 @@ impl Pace for Steps<'_> {
 
     fn chunk(&self, most: usize) -> usize {
         self.handle.facts.max_rate.map_or(most, |rate| throttle::chunk(rate, BLOCK_SIZE, most))
+    }
+
+    fn is_limited(&self) -> bool {
+        self.handle.facts.max_rate.is_some()
     }
 
     fn sent(&self, bytes: u64) {

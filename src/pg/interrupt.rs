@@ -19,6 +19,13 @@ pub fn check() {
     pgrx::check_for_interrupts!();
 }
 
+/// Whether `check` would do something.
+#[allow(unsafe_code)]
+pub fn is_pending() -> bool {
+    // SAFETY: a flag that signal handlers of this process set.
+    unsafe { std::ptr::read_volatile(&raw const pg_sys::InterruptPending) != 0 }
+}
+
 /// Waits on the latch for at most `timeout`, then serves interrupts. Returns early when the latch
 /// is set; ends the process with the postmaster.
 #[allow(unsafe_code)]

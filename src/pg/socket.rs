@@ -12,8 +12,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
-use crate::pg::wire::tag;
-
 /// What the bindings lack: libpq/libpq.h.
 mod external {
     use std::ffi::{c_char, c_int};
@@ -76,26 +74,22 @@ impl Socket {
         }
     }
 
-    /// Begins a CopyData message of `length` bytes with `head`, its first byte. What libpq still
-    /// holds goes out before. Exactly `length - 1` bytes must follow.
-    pub fn begin_copy_data(&self, head: u8, length: usize) -> Result<(), ConnectionLost> {
+    /// Sends bytes, after what libpq still holds. `more` says that the rest of a message follows.
+    pub fn send(&self, bytes: &[u8], more: bool) -> Result<(), ConnectionLost> {
         flush()?;
-        // The length counts itself.
-        let announced = u32::try_from(length + 4).unwrap_or(u32::MAX).to_be_bytes();
-        let header = [tag::COPY_DATA, announced[0], announced[1], announced[2], announced[3], head];
-        self.send(&header, libc::MSG_MORE)
+        self.send_bytes(bytes, if more { libc::MSG_MORE } else { 0 })
     }
 
     /// Sends bytes of the message.
-    pub fn send_bytes(&self, bytes: &[u8]) -> Result<(), ConnectionLost> {
-        self.send(bytes, 0)
+    pub fn continue_with(&self, bytes: &[u8]) -> Result<(), ConnectionLost> {
+        self.send_bytes(bytes, 0)
     }
 
     /// Sends zeroes of the message.
     pub fn send_zeroes(&self, mut length: usize) -> Result<(), ConnectionLost> {
         while length > 0 {
             let part = length.min(ZEROES.len());
-            self.send(&ZEROES[..part], 0)?;
+            self.send_bytes(&ZEROES[..part], 0)?;
             length -= part;
         }
         Ok(())
@@ -135,7 +129,7 @@ impl Socket {
     }
 
     #[allow(unsafe_code)]
-    fn send(&self, mut bytes: &[u8], flags: i32) -> Result<(), ConnectionLost> {
+    fn send_bytes(&self, mut bytes: &[u8], flags: i32) -> Result<(), ConnectionLost> {
         while !bytes.is_empty() {
             // SAFETY: the bytes are readable for their length.
             let count = unsafe {
@@ -189,27 +183,23 @@ impl Socket {
     }
 }
 
-/// Sends a message past libpq's send buffer, which older servers fill and empty 8 kB at a time
-/// (before 17). Encrypted or not.
+/// Sends bytes past libpq's send buffer, encrypted if the connection is, after what it still holds.
 #[allow(unsafe_code)]
-pub fn put_large_message(tag: u8, payload: &[u8]) -> Result<(), ConnectionLost> {
+pub fn send_encrypted(mut bytes: &[u8]) -> Result<(), ConnectionLost> {
     flush()?;
-    let announced = u32::try_from(payload.len() + 4).unwrap_or(u32::MAX).to_be_bytes();
-    for mut bytes in [&[tag, announced[0], announced[1], announced[2], announced[3]][..], payload] {
-        while !bytes.is_empty() {
-            // SAFETY: the port is the session's; the bytes are readable for their length. The
-            // flush before has made the write wait where the socket is full.
-            let count = unsafe {
-                let port = pg_sys::MyProcPort;
-                guarded(|| external::secure_write(port, bytes.as_ptr().cast(), bytes.len()))
-            };
-            match usize::try_from(count) {
-                Ok(count) if count > 0 => bytes = &bytes[count..],
-                _ => match Trouble::of(&io::Error::last_os_error()) {
-                    Trouble::Interrupted | Trouble::Full if count < 0 => {}
-                    _ => return Err(lost()),
-                },
-            }
+    while !bytes.is_empty() {
+        // SAFETY: the port is the session's; the bytes are readable for their length. The flush
+        // before has made the write wait where the socket is full.
+        let count = unsafe {
+            let port = pg_sys::MyProcPort;
+            guarded(|| external::secure_write(port, bytes.as_ptr().cast(), bytes.len()))
+        };
+        match usize::try_from(count) {
+            Ok(count) if count > 0 => bytes = &bytes[count..],
+            _ => match Trouble::of(&io::Error::last_os_error()) {
+                Trouble::Interrupted | Trouble::Full if count < 0 => {}
+                _ => return Err(lost()),
+            },
         }
     }
     Ok(())

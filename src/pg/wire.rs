@@ -2,11 +2,6 @@
 
 use pgrx::pg_sys;
 
-use crate::pg::socket::put_large_message;
-
-/// From this size on a message goes past libpq's buffer of 8 kB.
-const LARGE: usize = 64 * 1024;
-
 /// Message types of the frontend/backend protocol.
 pub mod tag {
     /// RowDescription.
@@ -28,11 +23,6 @@ pub mod tag {
 /// process at the next look at interrupts.
 #[allow(unsafe_code)]
 pub fn put_message(tag: u8, payload: &[u8]) {
-    if payload.len() >= LARGE {
-        // A lost connection ends the process at the next look at interrupts.
-        let _ = put_large_message(tag, payload);
-        return;
-    }
     let length = i32::try_from(payload.len()).unwrap_or(i32::MAX);
     let mut message = pg_sys::StringInfoData {
         data: payload.as_ptr().cast_mut().cast(),

@@ -1,31 +1,27 @@
 //! A file's bytes, in frames.
 
 use std::fs::{File, Metadata};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 
-use protocol::frame::{Compression, DATA_TAG, FileBegin, FileEnd, Frame, MAX_FRAME};
+use protocol::frame::{Compression, FileBegin, FileEnd, Frame, MAX_FRAME};
 use protocol::{DigestAlgorithm, Lsn};
 
 use crate::cluster::page::{self, BLOCK_SIZE};
 use crate::error::{Error, Result};
-use crate::pg::interrupt::while_reading;
+use crate::pg::interrupt::{self, while_reading};
 use crate::pg::report;
-use crate::pg::socket::{ConnectionLost, Socket};
-use crate::pg::wire::{put_message, tag};
+use crate::pg::socket::ConnectionLost;
 use crate::stream::cache::CacheKeeper;
 use crate::stream::digest::FileDigest;
-
-/// File bytes in a data frame: small enough to stay in cache between reading, verifying, digest
-/// and sending.
-const CHUNK: usize = 256 * 1024;
+use crate::stream::outbox::{CHUNK, Outbox};
 
 /// File bytes in a data frame that goes straight from page cache to socket: whole blocks, as many
 /// as the protocol allows in a frame.
 const DIRECT_CHUNK: usize = MAX_FRAME - BLOCK_SIZE;
 
-/// Files shorter than this take the buffer all the same: it saves more system calls than it copies.
+/// Files shorter than this take the outbox all the same: it saves more system calls than it copies.
 const DIRECT_MINIMUM: u64 = 64 * 1024;
 
 /// Failures of a file that are reported one by one, as in basebackup.c.
@@ -39,6 +35,8 @@ pub trait Pace {
     fn throttle(&self, bytes: u64) -> Result<()>;
     /// The most bytes to send at once, at most `most`.
     fn chunk(&self, most: usize) -> usize;
+    /// Whether bytes may have to wait for their turn.
+    fn is_limited(&self) -> bool;
     /// Bytes have gone out.
     fn sent(&self, bytes: u64);
 }
@@ -83,24 +81,29 @@ pub struct Sent {
 /// Sends files; keeps its buffer from one to the next.
 #[derive(Debug)]
 pub struct Sender {
-    /// The type byte, then the bytes of a data frame.
-    frame: Vec<u8>,
-    /// Where bytes that nobody here has to look at may go past the buffer.
-    socket: Option<Socket>,
+    outbox: Outbox,
     cache: CacheKeeper,
 }
 
 impl Sender {
     /// Makes the buffer and looks at the connection.
     pub fn new() -> Self {
-        let mut frame = vec![0; 1 + CHUNK];
-        frame[0] = DATA_TAG;
-        Self { frame, socket: Socket::plain(), cache: CacheKeeper::default() }
+        Self { outbox: Outbox::new(), cache: CacheKeeper::default() }
     }
 
     /// Says that a file is not there.
-    pub fn vanished(&self, path: &[u8]) {
-        put_frame(&Frame::Vanished(path));
+    pub fn vanished(&mut self, path: &[u8]) {
+        self.outbox.frame(&Frame::Vanished(path));
+    }
+
+    /// Serves interrupts between two files.
+    pub fn poll(&mut self, pace: &impl Pace) -> Result<()> {
+        poll(&mut self.outbox, pace)
+    }
+
+    /// Sends what has not gone out yet: at the end, and before an error is reported.
+    pub fn flush(&mut self) {
+        self.outbox.flush();
     }
 
     /// Sends one file, all frames of it whole. `after_read` is called after each chunk was read, and
@@ -111,7 +114,8 @@ impl Sender {
         pace: &impl Pace,
         after_read: impl Fn() -> Result<()>,
     ) -> Result<Sent> {
-        put_frame(&Frame::FileBegin(FileBegin {
+        let outbox = &mut self.outbox;
+        outbox.frame(&Frame::FileBegin(FileBegin {
             size: content.metadata.len(),
             offset: content.offset,
             length: content.length,
@@ -123,14 +127,18 @@ impl Sender {
         let mut digest = FileDigest::new(content.digest);
         let mut reader =
             Reader { content, cache: &mut self.cache, verify: content.pages, at_end: false, failures: 0 };
-        let direct = content.pages.is_none() && content.digest.is_empty() && content.length >= DIRECT_MINIMUM;
-        let done = match &self.socket {
-            Some(socket) if direct => send_direct(socket, &mut reader, &mut self.frame, pace, after_read)?,
-            _ => send_buffered(&mut reader, &mut self.frame, &mut digest, pace, after_read)?,
+        let direct = outbox.has_socket()
+            && content.pages.is_none()
+            && content.digest.is_empty()
+            && content.length >= DIRECT_MINIMUM;
+        let done = if direct {
+            send_direct(&mut reader, outbox, pace, after_read)?
+        } else {
+            send_gathered(&mut reader, outbox, &mut digest, pace, after_read)?
         };
         let failures = reader.failures;
         reader.report_total();
-        put_frame(&Frame::FileEnd(FileEnd {
+        outbox.frame(&Frame::FileEnd(FileEnd {
             bytes: done,
             checksum_failures: failures,
             algorithm: content.digest,
@@ -140,11 +148,20 @@ impl Sender {
     }
 }
 
-/// Sends a file's bytes by way of a buffer, where they are verified and digested while they are in
+/// Serves interrupts. What was said before one that ends the transfer goes out first: by it the
+/// client knows how far the transfer came.
+fn poll(outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
+    if interrupt::is_pending() {
+        outbox.flush();
+    }
+    pace.poll()
+}
+
+/// Sends a file's bytes by way of the outbox, where they are verified and digested while they are in
 /// cache.
-fn send_buffered(
+fn send_gathered(
     reader: &mut Reader<'_>,
-    frame: &mut [u8],
+    outbox: &mut Outbox,
     digest: &mut FileDigest,
     pace: &impl Pace,
     after_read: impl Fn() -> Result<()>,
@@ -153,17 +170,23 @@ fn send_buffered(
     let most = pace.chunk(CHUNK).min(CHUNK);
     let mut done = 0;
     while done < content.length {
-        pace.poll()?;
+        poll(outbox, pace)?;
+        // Nothing that has had its turn waits for the next.
+        if pace.is_limited() {
+            outbox.flush();
+        }
         let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
         reader.prepare(content.offset + done, length);
-        let chunk = &mut frame[1..=length];
-        reader.fill(chunk, content.offset + done)?;
-        digest.update(chunk);
+        let mut places: Vec<_> = outbox.places(length).map(IoSliceMut::new).collect();
+        reader.fill(&mut places, content.offset + done, digest)?;
         after_read()?;
         pace.throttle(length as u64)?;
-        put_message(tag::COPY_DATA, &frame[..=length]);
+        outbox.filled(length);
         pace.sent(length as u64);
         done += length as u64;
+    }
+    if pace.is_limited() {
+        outbox.flush();
     }
     after_read()?;
     Ok(done)
@@ -172,9 +195,8 @@ fn send_buffered(
 /// Sends a file's bytes from page cache to socket. A frame that has begun is completed, with
 /// zeroes where the file has ended or cannot be read; the error comes after.
 fn send_direct(
-    socket: &Socket,
     reader: &mut Reader<'_>,
-    buffer: &mut [u8],
+    outbox: &mut Outbox,
     pace: &impl Pace,
     after_read: impl Fn() -> Result<()>,
 ) -> Result<u64> {
@@ -182,11 +204,11 @@ fn send_direct(
     let most = pace.chunk(DIRECT_CHUNK).min(DIRECT_CHUNK);
     let mut done = 0;
     while done < content.length {
-        pace.poll()?;
+        poll(outbox, pace)?;
         let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
         pace.throttle(length as u64)?;
         reader.prepare(content.offset + done, length);
-        match direct_frame(socket, reader, buffer, content.offset + done, length) {
+        match direct_frame(reader, outbox, content.offset + done, length) {
             Ok(None) => {}
             Ok(Some(error)) => return Err(error),
             // Nothing more can be said to the client: the process ends in here.
@@ -201,14 +223,13 @@ fn send_direct(
 
 /// One data frame of a file. Whatever becomes of the file, the frame is whole.
 fn direct_frame(
-    socket: &Socket,
     reader: &mut Reader<'_>,
-    buffer: &mut [u8],
+    outbox: &mut Outbox,
     offset: u64,
     length: usize,
 ) -> std::result::Result<Option<Error>, ConnectionLost> {
     let content = reader.content;
-    socket.begin_copy_data(DATA_TAG, 1 + length)?;
+    let (socket, buffer) = outbox.begin_direct(length)?;
     let mut sent = 0;
     let mut failure = None;
     if !reader.at_end {
@@ -220,7 +241,7 @@ fn direct_frame(
                 let part = (length - sent).min(buffer.len());
                 match reader.read(&mut buffer[..part], offset + sent as u64) {
                     Ok(valid) => {
-                        socket.send_bytes(&buffer[..valid])?;
+                        socket.continue_with(&buffer[..valid])?;
                         sent += valid;
                         reader.at_end = valid < part;
                     }
@@ -230,8 +251,6 @@ fn direct_frame(
                     }
                 }
             }
-            // The first byte of the buffer is the type of a frame.
-            buffer[0] = DATA_TAG;
         }
     }
     if sent < length {
@@ -268,18 +287,48 @@ impl Reader<'_> {
         self.cache.before(&self.content.file, offset..offset + length as u64, end);
     }
 
-    /// Fills the buffer from `offset`, with zeroes from where the file ends, and verifies the
-    /// pages in it.
-    fn fill(&mut self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let mut valid = if self.at_end { 0 } else { self.read(buffer, offset)? };
-        if let Some(check) = self.verify {
-            valid = self.verify_pages(buffer, valid, offset, check)?;
-        }
-        if valid < buffer.len() {
-            self.at_end = true;
-            buffer[valid..].fill(0);
+    /// Fills the places with what follows `offset`, with zeroes from where the file ends, and
+    /// verifies the pages in them. Each place but the last is of whole pages.
+    fn fill(&mut self, places: &mut [IoSliceMut<'_>], offset: u64, digest: &mut FileDigest) -> Result<()> {
+        let mut valid = if self.at_end { 0 } else { self.read_all(places, offset)? };
+        let mut offset = offset;
+        for place in places {
+            let mut here = valid.min(place.len());
+            valid -= here;
+            if let Some(check) = self.verify {
+                let still = self.verify_pages(place, here, offset, check)?;
+                if still < here {
+                    (here, valid) = (still, 0);
+                }
+            }
+            if here < place.len() {
+                self.at_end = true;
+                place[here..].fill(0);
+            }
+            digest.update(place);
+            offset += place.len() as u64;
         }
         Ok(())
+    }
+
+    /// Reads until all places are full or the file ends.
+    fn read_all(&self, places: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize> {
+        // In one system call, as a rule.
+        let mut valid =
+            while_reading(|| rustix::io::preadv(&*self.content.file, places, offset)).unwrap_or(0);
+        let mut begin = 0;
+        for place in places {
+            let end = begin + place.len();
+            if valid < end {
+                // An error comes again here, where it is reported.
+                valid += self.read(&mut place[valid - begin..], offset + valid as u64)?;
+                if valid < end {
+                    break;
+                }
+            }
+            begin = end;
+        }
+        Ok(valid)
     }
 
     /// Reads until the buffer is full or the file ends.
@@ -365,10 +414,4 @@ impl Reader<'_> {
     fn name(&self) -> String {
         protocol::path::encode(self.content.path)
     }
-}
-
-fn put_frame(frame: &Frame<'_>) {
-    let mut bytes = Vec::with_capacity(128);
-    frame.encode(&mut bytes);
-    put_message(tag::COPY_DATA, &bytes);
 }

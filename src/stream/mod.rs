@@ -3,5 +3,6 @@
 pub mod cache;
 pub mod content;
 pub mod digest;
+pub mod outbox;
 pub mod rows;
 pub mod throttle;

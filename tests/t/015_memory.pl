@@ -69,6 +69,10 @@ cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'a second one neither');
 	is_error($coordinator, 'STOP_BACKUP', '55000',
 		qr/^cannot stop the parallel backup while files of it are being sent$/,
 		'STOP_BACKUP while a list is sent');
+	# PostgreSQL lets go of a client only if the write was blocked before the signal came.
+	$node->poll_query_until('postgres',
+		"SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = " . $reader->pid)
+	  or die 'the list is not waiting for its reader';
 	$node->safe_psql('postgres', 'SELECT pg_terminate_backend(' . $reader->pid . ')');
 	ok($node->poll_query_until('postgres',
 			'SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = ' . $reader->pid),

@@ -133,6 +133,13 @@ SKIP:
 		my ($dir) = backup($name, $who, $tls, @options);
 		same($reference, $dir, $name);
 	}
+	# libpq's buffer grows with the data where messages are larger than what is encrypted at once.
+	for my $way ('--verbose', '--through-libpq')
+	{
+		my ($stdout, $stderr) = run_command([ 'pg_parallel_basebackup', '--discard', '--checkpoint' => 'fast', '--jobs' => 1, '--verbose', $way, '--dbname' => $tls ]);
+		my ($kb) = $stderr =~ /used at most (\d+) kB of memory/ or diag($stderr);
+		cmp_ok($kb // 'inf', '<', 16 << 10, "TLS, $way: memory in kB");
+	}
 }
 
 # --discard: nothing is written, and everything was read.
