@@ -88,7 +88,7 @@ pub struct Sender {
 impl Sender {
     /// Makes the buffer and looks at the connection.
     pub fn new() -> Self {
-        Self { outbox: Outbox::new(), cache: CacheKeeper::default() }
+        Self { outbox: Outbox::of_session(), cache: CacheKeeper::default() }
     }
 
     /// Says that a file is not there.

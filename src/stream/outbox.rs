@@ -34,7 +34,7 @@ pub struct Outbox {
 
 impl Outbox {
     /// Makes the buffer and looks at the connection.
-    pub fn new() -> Self {
+    pub fn of_session() -> Self {
         Self { memory: vec![0; ROOM], end: 0, socket: Socket::plain() }
     }
 
