@@ -50,6 +50,26 @@ struct ParallelBackupCmd {
 
 type ReplicationHook = Option<unsafe extern "C-unwind" fn(*mut ParallelBackupCmd)>;
 
+/// The functions that a coordinator must not call: they would change the state that START_BACKUP has
+/// set, and pg_backup_stop relies on a static that only pg_backup_start sets.
+const BACKUP_FUNCTIONS: [u32; 2] = [pg_sys::F_PG_BACKUP_START, pg_sys::F_PG_BACKUP_STOP];
+
+/// The C functions that they are.
+const BACKUP_SYMBOLS: [&CStr; 2] = [c"pg_backup_start", c"pg_backup_stop"];
+
+/// INTERNALlanguageId of catalog/pg_language.h, which the bindings lack.
+const INTERNAL_LANGUAGE: pg_sys::Oid = pg_sys::Oid::from_u32(12);
+
+/// What the bindings have in a guard only.
+mod external {
+    use pgrx::pg_sys;
+
+    #[allow(unsafe_code)]
+    unsafe extern "C-unwind" {
+        pub fn get_backup_status() -> pg_sys::SessionBackupState::Type;
+    }
+}
+
 static HANDLERS: OnceLock<Handlers> = OnceLock::new();
 static PREVIOUS: OnceLock<Previous> = OnceLock::new();
 
@@ -170,19 +190,55 @@ unsafe extern "C-unwind" fn object_access(
         if let Some(previous) = PREVIOUS.get().and_then(|previous| previous.object_access) {
             previous(access, class, object, sub_id, argument);
         }
+        // Every call of a function passes here: whose it is, is looked up in backup mode only.
         if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
-            && [pg_sys::F_PG_BACKUP_START, pg_sys::F_PG_BACKUP_STOP].contains(&object.to_u32())
+            && (BACKUP_FUNCTIONS.contains(&object.to_u32())
+                || external::get_backup_status() == pg_sys::SessionBackupState::SESSION_BACKUP_RUNNING)
         {
-            backup_function();
+            function_called(object);
         }
     }
 }
 
 #[pgrx::pg_guard]
 #[allow(unsafe_code)]
-unsafe extern "C-unwind" fn backup_function() {
-    if let Some(handlers) = HANDLERS.get() {
+unsafe extern "C-unwind" fn function_called(function: pg_sys::Oid) {
+    if let Some(handlers) = HANDLERS.get()
+        && (BACKUP_FUNCTIONS.contains(&function.to_u32()) || is_alias(function))
+    {
         (handlers.backup_function)();
+    }
+}
+
+/// Whether this is a backup function by another name: one of language internal that a superuser has
+/// made of the same C function.
+#[allow(unsafe_code)]
+fn is_alias(function: pg_sys::Oid) -> bool {
+    const PROCOID: i32 = pg_sys::SysCacheIdentifier::PROCOID as i32;
+    // SAFETY: functions are executed in transactions, where the catalog can be read. The tuple is
+    // pg_proc's and pinned until it is released, and prosrc is a text; an error in between leaves the
+    // pin to the transaction's end.
+    unsafe {
+        if !pg_sys::IsTransactionState() {
+            return false;
+        }
+        let tuple = pg_sys::SearchSysCache1(PROCOID, function.into());
+        if tuple.is_null() {
+            return false;
+        }
+        let mut found = false;
+        if (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>()).prolang == INTERNAL_LANGUAGE {
+            let mut null = false;
+            let attribute = pg_sys::Anum_pg_proc_prosrc as pg_sys::AttrNumber;
+            let source = pg_sys::SysCacheGetAttr(PROCOID, tuple, attribute, &mut null);
+            if !null {
+                let name = pg_sys::text_to_cstring(source.cast_mut_ptr());
+                found = BACKUP_SYMBOLS.contains(&CStr::from_ptr(name));
+                pg_sys::pfree(name.cast());
+            }
+        }
+        pg_sys::ReleaseSysCache(tuple);
+        found
     }
 }
 

@@ -126,6 +126,18 @@ my $no_id = '0123456789abcdef' x 2;
 		'START_BACKUP after pg_backup_start');
 	query_ok($conn, 'SELECT * FROM pg_backup_stop(false)');
 
+	# The same by other names, which only a superuser can give.
+	$node->safe_psql('postgres', q(
+		CREATE FUNCTION alias_start(text, boolean) RETURNS pg_lsn LANGUAGE internal AS 'pg_backup_start';
+		CREATE FUNCTION alias_stop(boolean, OUT lsn pg_lsn, OUT labelfile text, OUT spcmapfile text)
+			RETURNS record LANGUAGE internal AS 'pg_backup_stop';
+		CREATE FUNCTION definer_stop(boolean, OUT lsn pg_lsn, OUT labelfile text, OUT spcmapfile text)
+			RETURNS record LANGUAGE internal SECURITY DEFINER SET work_mem = '1MB' AS 'pg_backup_stop';
+		CREATE FUNCTION sql_stop() RETURNS pg_lsn LANGUAGE sql AS 'SELECT lsn FROM alias_stop(false)';
+		CREATE FUNCTION alias_md5(text) RETURNS text LANGUAGE internal AS 'md5_text';));
+	query_ok($conn, "SELECT alias_start('mine', true)");
+	query_ok($conn, 'SELECT * FROM alias_stop(false)');
+
 	# Then the other way around.
 	my $start = start_backup($conn);
 	is_error($conn, "SELECT pg_backup_start('x', true)", '55000',
@@ -145,6 +157,14 @@ my $no_id = '0123456789abcdef' x 2;
 	query_ok($conn, 'PREPARE x AS SELECT lsn FROM pg_backup_stop(false)');
 	is_error($conn, 'EXECUTE x', '55000',
 		qr/^a parallel backup is in progress in this session$/, 'pg_backup_stop, prepared');
+	for my $call ("SELECT alias_start('x', true)", 'SELECT * FROM alias_stop(false)',
+		'SELECT alias_stop(false)', 'SELECT * FROM definer_stop(false)', 'SELECT sql_stop()')
+	{
+		is_error($conn, $call, '55000',
+			qr/^a parallel backup is in progress in this session$/, "$call on the coordinator");
+	}
+	is(query_ok($conn, q(SELECT alias_md5('x') = md5('x')))->{results}[0]{rows}[0][0], 't',
+		'other functions are free');
 	is_error($conn, 'BASE_BACKUP', '55000',
 		qr/^a backup is already in progress in this session$/,
 		'BASE_BACKUP on the coordinator');
