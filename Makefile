@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick quickstart check check-versions check-unit check-regress check-tap check-deb lint build install deb clean
+.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -23,8 +23,11 @@ quickstart: ## build everything, back up a cluster under load, verify and start 
 check: ## build everything and run every test
 	@tools/check.sh
 
-check-versions: ## the same on every version: all tests on 18, SQL and TAP tests on 15 and 17
+check-versions: ## all of it on 18, SQL and TAP tests on 15 and 17, and on Debian's own 15
 	@tools/check-versions.sh
+
+check-stock: ## SQL and TAP tests on Debian's own server, by the SQL procedures: PG=15
+	@PPB_STOCK=1 tools/check.sh regress tap
 
 check-unit: ## the tests that need no server
 	@tools/check.sh unit

@@ -5,7 +5,9 @@
 # A test finds, besides what PostgreSQL's own build sets for such tests:
 #   STOCK_INCLUDE   the server headers of the same release without the patch
 #   PPB_ROOT        the checkout, which is also the current directory
-# and the programs of build/pg$PG first in PATH.
+#   PPB_STOCK       set where the server is a stock one, of build/stock$PG
+# and the programs of the server first in PATH. On a stock server the files that
+# tests/patched-only names are left out.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/counts.sh"
@@ -20,6 +22,17 @@ for file in "${tests[@]}"; do
 	if [ ! -f "$file" ]; then die "TESTS: there is no file $file"; fi
 done
 shopt -u nullglob
+if [ -n "${PPB_STOCK:-}" ]; then
+	candidates=("${tests[@]}") tests=()
+	for file in "${candidates[@]}"; do
+		if why=$(sed -n "s/^$(basename "$file")  *//p" tests/patched-only) && [ -n "$why" ]; then
+			note "left out on a stock server: $file ($why)"
+		else
+			tests+=("$file")
+		fi
+	done
+	if [ ${#tests[@]} -eq 0 ]; then die 'nothing is left to run'; fi
+fi
 
 make_scratch
 make_readable

@@ -2,7 +2,7 @@
 # Runs every test suite, the quick ones first, and adds up what passed and failed. A suite that
 # fails does not keep the others from running. The last line is the total.
 #
-#   check.sh               unit regress tap
+#   check.sh               unit regress tap; with PPB_STOCK, on Debian's own server
 #   check.sh SUITE...      those alone
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"

@@ -6,7 +6,15 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 TOOLS=$ROOT/tools
 PG=${PG:-18}
 BUILD=$ROOT/build
-INSTALL=$BUILD/pg$PG
+# The server that is built for, and tested: a directory that can be copied anywhere as a whole, and
+# in it the one that has bin and lib. That of the patched server; with PPB_STOCK, of Debian's own
+# (tools/stock.sh).
+TREE=$BUILD/pg$PG
+INSTALL=$TREE
+if [ -n "${PPB_STOCK:-}" ]; then
+	TREE=$BUILD/stock$PG
+	INSTALL=$TREE/usr/lib/postgresql/$PG
+fi
 LOGS=$BUILD/log
 
 say() { printf '==> %s\n' "$*"; }
@@ -172,10 +180,10 @@ RUN_INSTALL=$INSTALL
 make_readable() {
 	if as_user test -r "$INSTALL/bin/postgres" -a -r "$ROOT/Makefile" 2>/dev/null; then return; fi
 	RUN_ROOT=$SCRATCH/checkout
-	RUN_INSTALL=$RUN_ROOT/build/pg$PG
+	RUN_INSTALL=$RUN_ROOT${INSTALL#"$ROOT"}
 	note "$("$TOOLS/as-user.sh" --name) cannot read $ROOT: running from a copy in $RUN_ROOT"
 	mkdir -p "$RUN_ROOT/build"
-	cp -a --reflink=auto "$INSTALL" "$RUN_INSTALL"
+	cp -a --reflink=auto "$TREE" "$RUN_ROOT/build/"
 	(cd "$ROOT" && tar -cf - --exclude=./build --exclude=./target --exclude=./.git .) |
 		tar -xf - --no-same-owner -C "$RUN_ROOT"
 	chmod -R a+rX "$RUN_ROOT"

@@ -72,6 +72,10 @@ needs() {
 		libicu-dev|ICU's header files|has_header unicode/ucol.h
 		libclang-dev|libclang and its header files|has_libclang
 	TABLE
+	if [ -n "${PPB_STOCK:-}" ]; then
+		echo "postgresql-$PG|Debian's PostgreSQL $PG|test -x /usr/lib/postgresql/$PG/bin/postgres"
+		echo "postgresql-server-dev-$PG|its header files|test -f /usr/include/postgresql/$PG/server/postgres.h"
+	fi
 	if [ -n "${PPB_CHECK:-}" ]; then
 		echo 'python3-psycopg|psycopg 3 for Python (PPB_PYTHON names one that has it)|has_psycopg'
 	fi
@@ -104,8 +108,14 @@ probe_all() {
 	done < <("$table")
 }
 
+no_main=/etc/postgresql-common/createcluster.d/ppb-no-main.conf
+sudo=()
+clusters_as_before() {
+	"${sudo[@]}" rm -f "$no_main"
+	"${sudo[@]}" rmdir --ignore-fail-on-non-empty "${no_main%/*}" 2>/dev/null || true
+}
+
 install_packages() {
-	local sudo=()
 	if [ "$(id -u)" -ne 0 ]; then
 		if has_program sudo && sudo -n true 2>/dev/null; then
 			sudo=(sudo -n)
@@ -119,7 +129,16 @@ install_packages() {
 	mkdir -p "$LOGS"
 	say "Installing Debian packages: ${missing_packages[*]}"
 	"${sudo[@]}" apt-get update -q >"$LOGS/apt.log" 2>&1 || true
-	if ! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
+	# Debian's server would come with a cluster, made and started. Read where postgresql-common has
+	# been installed, which may be about to happen.
+	case " ${missing_packages[*]} " in
+	*" postgresql-$PG "*)
+		trap clusters_as_before EXIT
+		"${sudo[@]}" mkdir -p "${no_main%/*}"
+		echo 'create_main_cluster = false' | "${sudo[@]}" tee "$no_main" >/dev/null
+		;;
+	esac
+	if ! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q -o DPkg::Lock::Timeout=300 \
 		--no-install-recommends "${missing_packages[@]}" >>"$LOGS/apt.log" 2>&1 </dev/null; then
 		tail -n 20 "$LOGS/apt.log" >&2
 		die 'apt-get could not install the packages' "the whole log: $LOGS/apt.log"

@@ -87,7 +87,7 @@ for my $replication (qw(true database))
 		PROGRESS => 'true');
 	my $results = $start->{reply}{results};
 	is(scalar @$results, 3, "$prefix START_BACKUP: three result sets");
-	is($start->{reply}{tag}, 'START_BACKUP', "$prefix START_BACKUP: tag");
+	is($start->{reply}{tag}, tag_of($conn, 'START_BACKUP'), "$prefix START_BACKUP: tag");
 	is_deeply([ map { $_->{tag} } @$results ],
 		[ ('SELECT') x 3 ], "$prefix START_BACKUP: tags of the results");
 	is_shape(
@@ -131,7 +131,7 @@ START TIMELINE: 1
 	my $expected = expected_list();
 	my $reply = query_ok($conn, 'SEND_FILE_LIST');
 	is(scalar @{ $reply->{results} }, 1, "$prefix SEND_FILE_LIST: one result set");
-	is($reply->{tag}, 'SEND_FILE_LIST', "$prefix SEND_FILE_LIST: tag");
+	is($reply->{tag}, tag_of($conn, 'SEND_FILE_LIST'), "$prefix SEND_FILE_LIST: tag");
 	is_shape($reply->{results}[0], "$prefix SEND_FILE_LIST",
 		filename => TEXT, type => TEXT, size => INT8, mtime => INT8, mode => INT4);
 	my %listed;
@@ -166,7 +166,7 @@ START TIMELINE: 1
 	is("$reply->{copy_format} $reply->{copy_columns}", '0 0',
 		"$prefix SEND_FILES_CONTENT: text, no columns");
 	is($reply->{copy_done}, 1, "$prefix SEND_FILES_CONTENT: CopyDone");
-	is($reply->{tag}, 'SEND_FILES_CONTENT', "$prefix SEND_FILES_CONTENT: tag");
+	is($reply->{tag}, tag_of($conn, 'SEND_FILES_CONTENT'), "$prefix SEND_FILES_CONTENT: tag");
 	is(scalar @{ $reply->{results} }, 0, "$prefix SEND_FILES_CONTENT: no result set");
 	is(join('', map { $_->{type} } @{ $reply->{frames} }), 'fde', "$prefix frames");
 	my $begin = $reply->{frames}[0];
@@ -266,7 +266,7 @@ START TIMELINE: 1
 	# STOP_BACKUP
 	my $stop = stop_backup($conn, @id, LABEL => $start->{labelfile}, WAIT => 'false');
 	ok(!$stop->{reply}{error}, "$prefix STOP_BACKUP");
-	is($stop->{reply}{tag}, 'STOP_BACKUP', "$prefix STOP_BACKUP: tag");
+	is($stop->{reply}{tag}, tag_of($conn, 'STOP_BACKUP'), "$prefix STOP_BACKUP: tag");
 	$results = $stop->{reply}{results};
 	is_shape($results->[0], "$prefix STOP_BACKUP 1", recptr => TEXT, tli => INT8);
 	is_shape($results->[1], "$prefix STOP_BACKUP 2", controlfile => TEXT);

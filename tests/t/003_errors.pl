@@ -19,6 +19,7 @@ $node->safe_psql('postgres', q(
 	CREATE TABLE t AS SELECT generate_series(1, 1000) AS id;
 	CREATE ROLE other LOGIN REPLICATION;
 	CREATE ROLE nobody LOGIN;));
+may_back_up($node, 'other');
 my $dbdir = 'base/' . $node->safe_psql('postgres',
 	"SELECT oid FROM pg_database WHERE datname = 'postgres'");
 my $relpath = $node->safe_psql('postgres', "SELECT pg_relation_filepath('t')");
@@ -52,23 +53,29 @@ my $no_id = '0123456789abcdef' x 2;
 	my $conn = connection($node);
 	my $files = "SEND_FILES_CONTENT ('PG_VERSION') WITH";
 
+	# What a call cannot say: options of a file that are none of its own.
+	my @grammar_alone = stock_server() ? () : (
+		[ "SEND_FILES_CONTENT ('PG_VERSION' (FOO '1'))", '42601', qr/^unrecognized SEND_FILES_CONTENT option: "foo"$/ ],
+		[ "SEND_FILES_CONTENT ('PG_VERSION' (OFFSET '0', OFFSET '0'))", '42601', qr/^duplicate option "offset"$/ ]);
+	# Names and types of arguments are PostgreSQL's affair where the command is a call.
+	my $unknown = sub { return ('42883', qr/^procedure parallel_backup\.\Q$_[0]\E does not exist$/) };
+	my $repeated = sub { return ('42601', qr/^argument name "$_[0]" used more than once$/) };
 	for my $case (
 		# Unknown and repeated.
-		[ 'START_BACKUP (FOO)', '42601', qr/^unrecognized START_BACKUP option: "foo"$/ ],
-		[ 'START_BACKUP (BACKUP_ID 1)', '42601', qr/^unrecognized START_BACKUP option: "backup_id"$/ ],
-		[ 'START_BACKUP (WAL)', '42601', qr/^unrecognized START_BACKUP option: "wal"$/ ],
-		[ 'START_BACKUP (start_backup)', '42601', qr/^unrecognized START_BACKUP option: "start_backup"$/ ],
-		[ "START_BACKUP (LABEL 'a', LABEL 'b')", '42601', qr/^duplicate option "label"$/ ],
-		[ "START_BACKUP (LABEL 'a', label 'a')", '42601', qr/^duplicate option "label"$/ ],
-		[ 'START_BACKUP (MAX_RATE 32, CHECKPOINT fast, MAX_RATE 32)', '42601', qr/^duplicate option "max_rate"$/ ],
-		[ 'SEND_FILE_LIST (FOO)', '42601', qr/^unrecognized SEND_FILE_LIST option: "foo"$/ ],
-		[ 'SEND_FILE_LIST (ESTIMATE, ESTIMATE)', '42601', qr/^duplicate option "estimate"$/ ],
-		[ "$files (FOO 'x')", '42601', qr/^unrecognized SEND_FILES_CONTENT option: "foo"$/ ],
-		[ "$files (BACKUP_ID '$no_id', BACKUP_ID '$no_id')", '42601', qr/^duplicate option "backup_id"$/ ],
-		[ "SEND_FILES_CONTENT ('PG_VERSION' (FOO '1'))", '42601', qr/^unrecognized SEND_FILES_CONTENT option: "foo"$/ ],
-		[ "SEND_FILES_CONTENT ('PG_VERSION' (OFFSET '0', OFFSET '0'))", '42601', qr/^duplicate option "offset"$/ ],
-		[ 'STOP_BACKUP (FOO)', '42601', qr/^unrecognized STOP_BACKUP option: "foo"$/ ],
-		[ 'STOP_BACKUP (WAIT false, WAIT false)', '42601', qr/^duplicate option "wait"$/ ],
+		[ 'START_BACKUP (FOO)', '42601', qr/^unrecognized START_BACKUP option: "foo"$/, $unknown->('start_backup(foo => boolean)') ],
+		[ 'START_BACKUP (BACKUP_ID 1)', '42601', qr/^unrecognized START_BACKUP option: "backup_id"$/, $unknown->('start_backup(backup_id => unknown)') ],
+		[ 'START_BACKUP (WAL)', '42601', qr/^unrecognized START_BACKUP option: "wal"$/, $unknown->('start_backup(wal => boolean)') ],
+		[ 'START_BACKUP (start_backup)', '42601', qr/^unrecognized START_BACKUP option: "start_backup"$/, $unknown->('start_backup(start_backup => boolean)') ],
+		[ "START_BACKUP (LABEL 'a', LABEL 'b')", '42601', qr/^duplicate option "label"$/, $repeated->('label') ],
+		[ "START_BACKUP (LABEL 'a', label 'a')", '42601', qr/^duplicate option "label"$/, $repeated->('label') ],
+		[ 'START_BACKUP (MAX_RATE 32, CHECKPOINT fast, MAX_RATE 32)', '42601', qr/^duplicate option "max_rate"$/, $repeated->('max_rate') ],
+		[ 'SEND_FILE_LIST (FOO)', '42601', qr/^unrecognized SEND_FILE_LIST option: "foo"$/, $unknown->('send_file_list(foo => boolean)') ],
+		[ 'SEND_FILE_LIST (ESTIMATE, ESTIMATE)', '42601', qr/^duplicate option "estimate"$/, $repeated->('estimate') ],
+		[ "$files (FOO 'x')", '42601', qr/^unrecognized SEND_FILES_CONTENT option: "foo"$/, $unknown->('send_files_content(files => text[], foo => unknown)') ],
+		[ "$files (BACKUP_ID '$no_id', BACKUP_ID '$no_id')", '42601', qr/^duplicate option "backup_id"$/, $repeated->('backup_id') ],
+		@grammar_alone,
+		[ 'STOP_BACKUP (FOO)', '42601', qr/^unrecognized STOP_BACKUP option: "foo"$/, $unknown->('stop_backup(foo => boolean)') ],
+		[ 'STOP_BACKUP (WAIT false, WAIT false)', '42601', qr/^duplicate option "wait"$/, $repeated->('wait') ],
 		# Out of range.
 		[ 'START_BACKUP (MAX_RATE 31)', '22003', qr/^31 is outside the valid range for parameter "MAX_RATE" \(32 \.\. 1048576\)$/ ],
 		[ 'START_BACKUP (MAX_RATE 0)', '22003', qr/^0 is outside the valid range for parameter "MAX_RATE"/ ],
@@ -79,17 +86,18 @@ my $no_id = '0123456789abcdef' x 2;
 		[ "$files (FILE_CHECKSUM 'MD5')", '42601', qr/^unrecognized checksum algorithm: "MD5"$/ ],
 		[ "$files (COMPRESSION 'gzip')", '42601', qr/^unrecognized compression algorithm: "gzip"$/ ],
 		# Of the wrong kind.
-		[ "START_BACKUP (PROGRESS 'maybe')", '42601', qr/^progress requires a Boolean value$/ ],
-		[ "START_BACKUP (MAX_RATE 'x')", '42601', qr/^max_rate requires an integer value$/ ],
-		[ "$files (VERIFY_CHECKSUMS 2)", '42601', qr/^verify_checksums requires a Boolean value$/ ],
-		[ 'START_BACKUP (LABEL)', '42601', qr/^label requires a parameter$/ ],
+		[ "START_BACKUP (PROGRESS 'maybe')", '42601', qr/^progress requires a Boolean value$/, '22P02', qr/^invalid input syntax for type boolean: "maybe"$/ ],
+		[ "START_BACKUP (MAX_RATE 'x')", '42601', qr/^max_rate requires an integer value$/, '22P02', qr/^invalid input syntax for type bigint: "x"$/ ],
+		[ "$files (VERIFY_CHECKSUMS 2)", '42601', qr/^verify_checksums requires a Boolean value$/, $unknown->('send_files_content(files => text[], verify_checksums => integer)') ],
+		[ 'START_BACKUP (LABEL)', '42601', qr/^label requires a parameter$/, $unknown->('start_backup(label => boolean)') ],
 		# Not yet.
 		[ "$files (COMPRESSION 'lz4')", '0A000', qr/^COMPRESSION is not supported yet$/ ],
 		[ "$files (COMPRESSION zstd)", '0A000', qr/^COMPRESSION is not supported yet$/ ],
 		[ "$files (COMPRESSION lz4, COMPRESSION_LEVEL '-1')", '0A000', qr/^COMPRESSION is not supported yet$/ ],
 		[ "$files (COMPRESSION_LEVEL 3)", '0A000', qr/^COMPRESSION_LEVEL is not supported yet$/ ])
 	{
-		my ($sql, $sqlstate, $message) = @$case;
+		my ($sql, $sqlstate, $message, @by_call) = @$case;
+		($sqlstate, $message) = @by_call if @by_call && stock_server();
 		is_error($conn, $sql, $sqlstate, $message, substr($sql, 0, 90));
 	}
 	# The longest label there can be.
@@ -113,8 +121,9 @@ my $no_id = '0123456789abcdef' x 2;
 		my ($name) = $command =~ /^(\w+)/;
 		query_ok($conn, 'ROLLBACK');
 		query_ok($conn, 'BEGIN');
-		my $reply = is_error($conn, $command, '25001',
-			qr/^$name cannot run inside a transaction block$/, "$name in a transaction");
+		# A procedure sees only that it may not end the transaction.
+		my $why = stock_server() ? 'be executed from a function or procedure' : 'run inside a transaction block';
+		my $reply = is_error($conn, $command, '25001', qr/^$name cannot $why$/, "$name in a transaction");
 		is($reply->{status}, 'E', "$name in a transaction: failed block");
 	}
 	query_ok($conn, 'ROLLBACK');
@@ -324,15 +333,33 @@ refused_path('PG_VERSION/x', '42501', $outside);
 		qr/^cannot send a range of file "PG_VERSION": it is not a relation file$/, 'range of another file');
 	refused("SEND_FILES_CONTENT ('pg_xact/0000' (OFFSET '0', LENGTH '8192')) $with", '22023',
 		qr/^cannot send a range of file "pg_xact\/0000": it is not a relation file$/, 'range of pg_xact');
-	for my $bad (q('-8192'), q('9223372036854775808'), q('99999999999999999999'))
+	# In a call the offset is a bigint before it is one of ours.
+	my @range = ('22023', qr/^\S+ is outside the valid range for parameter "offset"$/);
+	my @bigint_range = stock_server() ? ('22003', qr/^value "\d+" is out of range for type bigint$/) : @range;
+	refused("SEND_FILES_CONTENT ('$relpath' (OFFSET '-8192')) $with", @range, "offset '-8192'");
+	for my $bad (q('9223372036854775808'), q('99999999999999999999'))
 	{
-		refused("SEND_FILES_CONTENT ('$relpath' (OFFSET $bad)) $with", '22023',
-			qr/^\S+ is outside the valid range for parameter "offset"$/, "offset $bad");
+		refused("SEND_FILES_CONTENT ('$relpath' (OFFSET $bad)) $with", @bigint_range, "offset $bad");
 	}
-	for my $bad (q('x'), q('0x10'), q(''), q('8192.0'), q(' 0'), q('0 '), q('+0'))
+	for my $bad (q('x'), q('0x10'), q(''), q('8192.0'))
 	{
-		refused("SEND_FILES_CONTENT ('$relpath' (OFFSET $bad)) $with", '42601',
-			qr/^offset requires a number of bytes$/, "offset $bad");
+		refused("SEND_FILES_CONTENT ('$relpath' (OFFSET $bad)) $with",
+			stock_server()
+			? ('22P02', qr/^invalid input syntax for type bigint: "@{[ $bad =~ s{'}{}gr ]}"$/)
+			: ('42601', qr/^offset requires a number of bytes$/),
+			"offset $bad");
+	}
+	for my $loose (q(' 0'), q('0 '), q('+0'))
+	{
+		my $command = "SEND_FILES_CONTENT ('$relpath' (OFFSET $loose)) $with";
+		if (stock_server())
+		{
+			is(query_ok($worker, $command)->{frames}[0]{offset}, 0, "offset $loose, a bigint");
+		}
+		else
+		{
+			refused($command, '42601', qr/^offset requires a number of bytes$/, "offset $loose");
+		}
 	}
 	refused("SEND_FILES_CONTENT ('$relpath' (OFFSET '0', LENGTH '-1')) $with", '22023',
 		qr/^-1 is outside the valid range for parameter "length"$/, 'length -1');

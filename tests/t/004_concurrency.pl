@@ -14,10 +14,9 @@ use ParallelBackup::Test;
 use constant LARGE => 64 * 1024 * 1024;
 
 # Without full_page_writes the WAL tells whether a backup is running.
-my $node = parallel_node('main', conf => "full_page_writes = off\n");
+my $node = parallel_node('main', extension => 1, conf => "full_page_writes = off\n");
 my $pgdata = $node->data_dir;
 $node->safe_psql('postgres', q(
-	CREATE EXTENSION pg_parallel_backup;
 	CREATE TABLE t AS SELECT generate_series(1, 1000) AS id;
 	CREATE TABLE probe (id int);
 	INSERT INTO probe VALUES (0);));

@@ -51,9 +51,9 @@ sub who_verified
 {
 	my ($offset) = @_;
 	my $log = slurp_file($node->logfile, $offset);
-	my @transfers = $log =~ /received replication command: (SEND_FILES_CONTENT .*)/g;
-	my $client = grep { /VERIFY_CHECKSUMS false/i && !/FILE_CHECKSUM/ } @transfers;
-	my $server = grep { !/VERIFY_CHECKSUMS/i && /FILE_CHECKSUM 'CRC32C'/ } @transfers;
+	my @transfers = $log =~ /(?:received replication command|statement): ((?:CALL parallel_backup\.)?send_files_content.*)/gi;
+	my $client = grep { /VERIFY_CHECKSUMS (?:=> )?false/i && !/FILE_CHECKSUM/i } @transfers;
+	my $server = grep { !/VERIFY_CHECKSUMS/i && /FILE_CHECKSUM (?:=> )?'CRC32C'/i } @transfers;
 	return @transfers == 0 ? 'nobody' : $client == @transfers ? 'client' : $server == @transfers ? 'server' : "unclear: $transfers[0]";
 }
 

@@ -1,6 +1,5 @@
 # The SQL procedures: the same replies as the replication grammar, rights, and that a
-# transfer holds back nothing.  On the patched server, and on the stock server in
-# STOCK_INSTALL where there is one.
+# transfer holds back nothing.
 
 use strict;
 use warnings FATAL => 'all';
@@ -35,12 +34,11 @@ sub usable
 	return;
 }
 
-for my $install (undef, $ENV{STOCK_INSTALL} // ())
 {
-	my $patched = !defined $install;
+	my $patched = !stock_server();
 	my $server = $patched ? 'patched' : 'stock';
 	my $node = parallel_node($server,
-		install => $install,
+		extension => 0,
 		conf => "log_replication_commands = on\narchive_mode = on\narchive_command = 'true'\n");
 	my $pgdata = $node->data_dir;
 	my $psql = sub { return $node->safe_psql('postgres', $_[0]) };
@@ -108,6 +106,19 @@ for my $install (undef, $ENV{STOCK_INSTALL} // ())
 		$rep->close;
 	}
 
+	# Without the patch the commands are SQL, and none.
+	for my $case (
+		[ 'true', '0A000', qr/^cannot execute SQL commands in WAL sender for physical replication$/ ],
+		[ 'database', '42601', qr/^syntax error at or near "START_BACKUP"$/ ])
+	{
+		next if $patched;
+		my ($replication, $sqlstate, $message) = @$case;
+		my $conn = ParallelBackup::Connection->new($node, replication => $replication);
+		is_error($conn, 'START_BACKUP', $sqlstate, $message, "$server: the command itself, replication=$replication");
+		still_works($conn, "$server: the command itself, replication=$replication: usable");
+		$conn->close;
+	}
+
 	# Over replication=database too.
 	{
 		my $mixed = ParallelBackup::Connection->new($node, replication => 'database', calls => 1);
@@ -120,7 +131,7 @@ for my $install (undef, $ENV{STOCK_INSTALL} // ())
 
 	# --- a whole backup by a role that has been granted the procedures and nothing else
 	{
-		my $copy = PostgreSQL::Test::Cluster->new("copy_of_$server", install_path => $install);
+		my $copy = PostgreSQL::Test::Cluster->new("copy_of_$server");
 		my $state = raw_backup($node, $copy->data_dir, workers => 2, connection => { calls => 1, user => 'plain' }, stop => { WAIT => 'false' });
 		command_ok([ 'pg_verifybackup', $copy->data_dir ], "$server: pg_verifybackup");
 		start_copy($copy);

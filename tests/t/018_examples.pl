@@ -1,5 +1,5 @@
 # The programs in docs/examples, as a reader would run them: each makes a copy that
-# starts.  On the stock server in STOCK_INSTALL where there is one, else on the patched.
+# starts.
 
 use strict;
 use warnings FATAL => 'all';
@@ -10,9 +10,8 @@ use Test::More;
 use ParallelBackup::Test;
 
 my $examples = "$ENV{PPB_ROOT}/docs/examples";
-my $node = parallel_node('main', install => $ENV{STOCK_INSTALL});
+my $node = parallel_node('main', extension => 1);
 $node->safe_psql('postgres', q(
-	CREATE EXTENSION pg_parallel_backup;
 	CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;
 	CREATE TABLE large AS SELECT g AS id, repeat(md5(g::text), 30) AS a FROM generate_series(1, 4000) g;
 	CREATE TABLE "it's" AS SELECT 1 AS a;
@@ -26,7 +25,7 @@ sub good_copy
 {
 	my ($name, @command) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my $copy = PostgreSQL::Test::Cluster->new($name, install_path => $ENV{STOCK_INSTALL});
+	my $copy = PostgreSQL::Test::Cluster->new($name);
 	my $query = q(SELECT count(*), sum(id), (SELECT sum(hashtext(a)) FROM large), (SELECT a FROM "it's") FROM t);
 
 	{

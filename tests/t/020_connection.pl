@@ -16,23 +16,24 @@ delete $ENV{PGAPPNAME};
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
 my $target = "$tempdir/target";
-# Three that fetch and one that streams.
-my $connections = 4;
+# Three that fetch and one that streams; where the server has no replication commands, the one that
+# asked for them too.
+my $connections = 4 + stock_server();
 my @client = ('pg_parallel_basebackup', '--no-sync', '--checkpoint' => 'fast', '-j' => 3, '-D' => $target);
 
 # Over the socket and over TCP nobody but the superuser comes in without a password.
 sub password_node
 {
 	my ($name, $password) = @_;
-	my $node = parallel_node($name, conf => "listen_addresses = '127.0.0.1'\nlog_connections = on\n");
+	my $node = parallel_node($name, extension => 1, conf => "listen_addresses = '127.0.0.1'\nlog_connections = on\n");
 
 	$node->safe_psql('postgres', qq(
-		CREATE EXTENSION pg_parallel_backup;
 		CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;
 		SET password_encryption = 'scram-sha-256';
 		CREATE ROLE backup LOGIN REPLICATION PASSWORD '$password';
 		CREATE ROLE plain LOGIN PASSWORD '$password';
 		GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO plain;));
+	may_back_up($node, 'backup');
 	require_passwords($node);
 	return $node;
 }
@@ -84,7 +85,7 @@ sub backup_of_one
 	{
 		my $log = slurp_file($nodes->[$i]->logfile, $from[$i]);
 		my $count = () = $log =~ /connection authorized: .*application_name=pg_parallel_basebackup/g;
-		if ($log =~ /received replication command: START_BACKUP/) { push @reached, [ $nodes->[$i], $count ] }
+		if ($log =~ /received (?:replication|parallel backup) command: START_BACKUP/) { push @reached, [ $nodes->[$i], $count ] }
 		else { push @others, $count }
 	}
 	is_deeply([ [ map { $_->[1] } @reached ], \@others ], [ [$connections], [ map { $looks // 0 } @others ] ],

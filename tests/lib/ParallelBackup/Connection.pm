@@ -14,6 +14,7 @@ use Errno qw(EINTR EAGAIN EPIPE ECONNRESET);
 use IO::Select;
 use Time::HiRes ();
 use PostgreSQL::Test::Utils ();
+use ParallelBackup::Call qw(call_of);
 use ParallelBackup::Frame qw(decode_frame);
 
 use constant PROTOCOL_3_0 => 196608;
@@ -22,8 +23,8 @@ use constant CANCEL_REQUEST => 80877102;
 # new($node, user =>, dbname =>, replication => 'true' | 'database', options => {})
 #
 # Dies where the server refuses the connection, unless fail_ok is given: then the
-# error is left in ->startup_error.  calls => 1: the commands of ParallelBackup::Test
-# are sent as calls of the SQL procedures.
+# error is left in ->startup_error.  calls => 1: the four commands are sent as calls
+# of the SQL procedures.
 sub new
 {
 	my ($class, $node, %params) = @_;
@@ -91,6 +92,7 @@ sub send_query
 {
 	my ($self, $sql, %params) = @_;
 
+	$sql = call_of($sql) if $self->{calls};
 	$self->send_message('Q', "$sql\0");
 	$self->{reply} = { %{ _new_reply() }, %params };
 	return;

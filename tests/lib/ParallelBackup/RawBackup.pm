@@ -39,8 +39,7 @@ sub raw_backup
 {
 	my ($node, $directory, %params) = @_;
 	my %connection = %{ $params{connection} || {} };
-	my $connect = $connection{calls} ? \&sql_connection : \&connection;
-	my $coordinator = $params{coordinator} || $connect->($node, %connection);
+	my $coordinator = $params{coordinator} || connection($node, %connection);
 	my $state = {
 		node => $node,
 		directory => $directory,
@@ -100,7 +99,7 @@ sub raw_backup
 
 	my @workers =
 	  $params{workers} // 1
-	  ? map { $connect->($node, %connection) } 1 .. $params{workers} // 3
+	  ? map { connection($node, %connection) } 1 .. $params{workers} // 3
 	  : ($coordinator);
 	$state->{workers} = \@workers;
 	_transfer($state, \@workers, \@queue,
@@ -174,11 +173,7 @@ sub _transfer
 			return;
 		}
 		my $transfer = $worker->{transfer} = _writer($state);
-		my $sql =
-		  $worker->{conn}->calls
-		  ? send_files_call($batch, @$options)
-		  : send_files_sql($batch, @$options);
-		$worker->{conn}->send_query($sql,
+		$worker->{conn}->send_query(send_files_sql($batch, @$options),
 			on_frame => sub { $transfer->frame($_[0]) });
 	};
 

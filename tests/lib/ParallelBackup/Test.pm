@@ -14,15 +14,16 @@ use File::Find ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use ParallelBackup::Call qw(call_of);
 use ParallelBackup::Connection;
 use ParallelBackup::Frame qw(encode_path decode_path quote_literal);
 use ParallelBackup::Transfer;
 
 our @EXPORT = qw(
-  server_major wal_directories
-  parallel_node connection sql_connection start_copy
-  start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash
-  query_ok is_error is_report still_works
+  server_major wal_directories stock_server
+  parallel_node connection sql_connection may_back_up start_copy
+  start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash tag_of
+  query_ok is_error is_report still_works sending
   file_tree compare_trees write_file make_file
   encode_path decode_path quote_literal
 );
@@ -38,6 +39,10 @@ sub server_major
 	};
 	return $major;
 }
+
+# Whether the server under test is a stock one, which has no replication grammar for
+# the commands: PPB_STOCK says so, and parallel_node() that it is true.
+sub stock_server { return $ENV{PPB_STOCK} ? 1 : 0 }
 
 # The directories that BASE_BACKUP puts into pg_wal.
 sub wal_directories
@@ -60,15 +65,14 @@ if (!PostgreSQL::Test::Cluster->can('wait_for_replay_catchup'))
 #
 # segsize   WAL segment size in MB (1: small backups)
 # preload   shared_preload_libraries
-# install   an installation other than that of the programs in PATH
+# extension 1: CREATE EXTENSION in the database postgres, 0: none; by default where
+#           the commands need it
 # init      more for ->init
 # conf      more for postgresql.conf
-# start     0: only made
 sub parallel_node
 {
 	my ($name, %params) = @_;
-	my $node =
-	  PostgreSQL::Test::Cluster->new($name, install_path => $params{install});
+	my $node = PostgreSQL::Test::Cluster->new($name);
 	my %init = %{ $params{init} || {} };
 	my @extra = @{ $init{extra} || [] };
 
@@ -87,16 +91,29 @@ CONF
 	my $preload = $params{preload} // 'pg_parallel_backup';
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = '$preload'");
 	$node->append_conf('postgresql.conf', $params{conf}) if $params{conf};
-	$node->start if $params{start} // 1;
+	$node->start;
+	if ($preload ne '')
+	{
+		# No test takes the other way in by mistake.
+		my $grammar = $node->safe_psql('postgres', 'SHOW pg_parallel_backup.replication_grammar');
+		croak "replication_grammar is $grammar" if $grammar ne (stock_server() ? 'off' : 'on');
+		$node->safe_psql('postgres', 'CREATE EXTENSION pg_parallel_backup')
+		  if $params{extension} // stock_server();
+	}
 	return $node;
 }
 
-# A connection for replication commands, as most tests want it.
+# A connection for the commands, as most tests want it: for replication, or, where
+# the server has no grammar for them, an ordinary one.  replication => 'database'
+# is that by either way.
 sub connection
 {
 	my ($node, %params) = @_;
 
-	return ParallelBackup::Connection->new($node, replication => 'true', %params);
+	$params{calls} //= stock_server();
+	$params{replication} //= 'true' unless $params{calls};
+	delete $params{replication} if $params{calls} && ($params{replication} // '') eq 'true';
+	return ParallelBackup::Connection->new($node, %params);
 }
 
 # An ordinary connection, over which the commands are calls of the procedures.
@@ -105,6 +122,16 @@ sub sql_connection
 	my ($node, %params) = @_;
 
 	return ParallelBackup::Connection->new($node, calls => 1, %params);
+}
+
+# What roles need besides the REPLICATION attribute.
+sub may_back_up
+{
+	my ($node, @roles) = @_;
+
+	$node->safe_psql('postgres', 'GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO ' . join(', ', @roles))
+	  if stock_server();
+	return;
 }
 
 # Starts a node on the data directory that a test has put at ->data_dir.
@@ -171,10 +198,17 @@ sub still_works
 {
 	my ($conn, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my $reply = $conn->query('IDENTIFY_SYSTEM');
+	my $reply = $conn->query($conn->calls ? 'SELECT 1' : 'IDENTIFY_SYSTEM');
 
 	ok(!$reply->{error} && @{ $reply->{results} } == 1, $name);
 	return;
+}
+
+# A condition on pg_stat_activity: the session carries out SEND_FILES_CONTENT, by
+# either way.
+sub sending
+{
+	return q(query ~* '^(?:CALL parallel_backup\.)?SEND_FILES_CONTENT' AND state = 'active');
 }
 
 # The single row of a result set as a hash.
@@ -204,23 +238,12 @@ sub _options
 		} sort keys %options) . ')';
 }
 
-# The text of a command, by the connection's route.
-sub _command
+# The last CommandComplete's tag of a command.
+sub tag_of
 {
-	my ($conn, $name, %options) = @_;
+	my ($conn, $command) = @_;
 
-	return $name . _options(%options) unless $conn->calls;
-	return "CALL parallel_backup.\L$name\E(" . join(', ', _arguments(%options)) . ')';
-}
-
-sub _arguments
-{
-	my (%options) = @_;
-
-	return map {
-		my $value = $options{$_} // 'true';
-		"\L$_\E => " . ($value =~ /^\d{1,9}\z/ && $_ !~ /^(?:LABEL|BACKUP_ID)\z/ ? $value : quote_literal($value))
-	} sort keys %options;
+	return $conn->calls ? 'CALL' : $command;
 }
 
 # START_BACKUP with a fast checkpoint; the reply's results in one hash, with the
@@ -229,7 +252,7 @@ sub start_backup
 {
 	my ($conn, %options) = @_;
 	my $reply = query_ok($conn,
-		_command($conn, 'START_BACKUP', CHECKPOINT => 'fast', %options));
+		'START_BACKUP' . _options(CHECKPOINT => 'fast', %options));
 	my ($header, $tablespaces, $files) = @{ $reply->{results} };
 
 	return {
@@ -244,7 +267,7 @@ sub start_backup
 sub list_files
 {
 	my ($conn, %options) = @_;
-	my $reply = query_ok($conn, _command($conn, 'SEND_FILE_LIST', %options));
+	my $reply = query_ok($conn, 'SEND_FILE_LIST' . _options(%options));
 
 	return map {
 		{
@@ -268,11 +291,10 @@ sub send_files_sql
 	for my $file (@$files)
 	{
 		my ($path, $offset, $length) = ref $file ? @$file : ($file);
-		my $text = quote_literal(encode_path($path));
-		$text .= " (OFFSET '$offset'"
-		  . (defined $length ? ", LENGTH '$length'" : '') . ')'
-		  if defined $offset;
-		push @files, $text;
+		my @range;
+		push @range, "OFFSET '$offset'" if defined $offset;
+		push @range, "LENGTH '$length'" if defined $length;
+		push @files, quote_literal(encode_path($path)) . (@range ? ' (' . join(', ', @range) . ')' : '');
 	}
 	my $with = _options(%options);
 	return 'SEND_FILES_CONTENT (' . join(', ', @files) . ')'
@@ -283,30 +305,15 @@ sub send_files_sql
 sub send_files_call
 {
 	my ($files, %options) = @_;
-	my @files = map { ref $_ ? $_ : [$_] } @$files;
-	my @arguments =
-	  ('files => ARRAY['
-		  . join(', ', map { quote_literal(encode_path($_->[0])) } @files)
-		  . ']::text[]');
 
-	for my $place (1, 2)
-	{
-		next unless grep { defined $_->[$place] } @files;
-		push @arguments, (qw(files offsets lengths))[$place] . " => '{"
-		  . join(',', map { $_->[$place] // 'NULL' } @files) . "}'";
-	}
-	return 'CALL parallel_backup.send_files_content('
-	  . join(', ', @arguments, _arguments(%options)) . ')';
+	return call_of(send_files_sql($files, %options));
 }
 
 # Fetches files and returns the ParallelBackup::Transfer, complete.
 sub fetch
 {
 	my ($conn, $files, %options) = @_;
-	my $reply = query_ok($conn,
-		$conn->calls
-		? send_files_call($files, %options)
-		: send_files_sql($files, %options));
+	my $reply = query_ok($conn, send_files_sql($files, %options));
 	my $transfer = ParallelBackup::Transfer->of($reply->{frames});
 
 	croak "the transfer ended inside of a file" unless $transfer->complete;
@@ -318,7 +325,7 @@ sub fetch
 sub stop_backup
 {
 	my ($conn, %options) = @_;
-	my $reply = $conn->query(_command($conn, 'STOP_BACKUP', %options));
+	my $reply = $conn->query('STOP_BACKUP' . _options(%options));
 	my @results = @{ $reply->{results} };
 
 	croak 'STOP_BACKUP failed: '
