@@ -61,7 +61,8 @@ pub fn find(connector: &mut Connector, streaming: bool) -> Result<Session> {
 /// A replication connection was refused: names the way around it if that is what was missing. The
 /// names of settings and files stand in the server's message in every language.
 pub fn explain_refusal(error: Error) -> Error {
-    let about_replication = ["pg_hba.conf", "WAL sender", "max_wal_senders"];
+    // Before 16: "must be superuser or replication role to start walsender".
+    let about_replication = ["pg_hba.conf", "WAL sender", "walsender", "max_wal_senders"];
     if error.hint().is_none() && about_replication.iter().any(|word| error.message().contains(word)) {
         error.with_hint(HOW_TO_AVOID_REPLICATION)
     } else {
@@ -125,8 +126,16 @@ mod tests {
 
     #[test]
     fn a_way_around_replication_is_named_where_that_is_missing() {
-        let refused = Error::connection("FATAL:  no pg_hba.conf entry for replication connection");
-        assert!(explain_refusal(refused).hint().unwrap().contains("-X fetch"));
+        for words in [
+            "FATAL:  no pg_hba.conf entry for replication connection",
+            "FATAL:  permission denied to start WAL sender",
+            "FATAL:  must be superuser or replication role to start walsender",
+        ] {
+            assert!(
+                explain_refusal(Error::connection(words)).hint().unwrap().contains("-X fetch"),
+                "{words}"
+            );
+        }
         assert!(explain_refusal(Error::connection("Connection refused")).hint().is_none());
     }
 
