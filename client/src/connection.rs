@@ -2,6 +2,7 @@
 //! waits that a signal or another thread's failure ends.
 
 use std::ffi::{CString, OsStr};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::options::{ConnectionOptions, PasswordPrompt};
 use crate::pq::{self, Answer, CopyData, CopyRead, Keyword, Pg, Status};
 use crate::report::{self, PROGRAM};
+use crate::tls::Step;
 use crate::wire::{CopySink, Event, Wire};
 
 /// Oldest server: its BASE_BACKUP has the option syntax and the rules that the protocol builds on.
@@ -65,7 +67,7 @@ pub struct Session {
     abort: Arc<Abort>,
     /// A command was sent and not all of its results were read.
     running: bool,
-    /// Set once the socket is read without libpq: whatever comes unasked is read by it from then on.
+    /// Set once bytes are read without libpq: whatever comes unasked is read by it from then on.
     wire: Option<Wire>,
 }
 
@@ -258,12 +260,12 @@ impl Session {
     }
 
     /// Sends a command that answers with a COPY and nothing else, and reads all of that. `past_libpq`
-    /// asks for the bytes to be read from the socket itself, where that can be.
+    /// asks for the bytes to be read without libpq, where that can be.
     pub fn copy_out(&mut self, command: &[u8], past_libpq: bool, sink: &mut impl CopySink) -> Result<()> {
-        if past_libpq && self.is_plain() {
+        if past_libpq && self.pg.has_wire() {
             // libpq is idle and its buffer empty: the answer to the last command was read to its end.
             let mut wire = self.wire.take().unwrap_or_default();
-            let outcome = self.copy_out_of_socket(command, &mut wire, sink);
+            let outcome = self.copy_out_of_wire(command, &mut wire, sink);
             self.wire = Some(wire);
             return outcome;
         }
@@ -279,12 +281,7 @@ impl Session {
         self.finish()
     }
 
-    fn copy_out_of_socket(
-        &mut self,
-        command: &[u8],
-        wire: &mut Wire,
-        sink: &mut impl CopySink,
-    ) -> Result<()> {
+    fn copy_out_of_wire(&mut self, command: &[u8], wire: &mut Wire, sink: &mut impl CopySink) -> Result<()> {
         self.send_message(b'Q', command)?;
         self.running = true;
         let mut copying = false;
@@ -319,7 +316,7 @@ impl Session {
                     other => return Err(unexpected(&format!("{other:?}"))),
                 }
             }
-            if let Err(error) = self.read_socket(wire) {
+            if let Err(error) = self.read_wire(wire) {
                 // What the server said before it went says more.
                 return Err(match failure {
                     Some(last_words) if error.kind() == Kind::Connection => {
@@ -331,30 +328,37 @@ impl Session {
         }
     }
 
-    /// Reads what the socket has, and waits until it has something.
-    fn read_socket(&self, wire: &mut Wire) -> Result<()> {
+    /// Reads what has come, and waits until something has.
+    fn read_wire(&mut self, wire: &mut Wire) -> Result<()> {
+        let mut read = false;
         loop {
-            let Some(socket) = self.pg.socket() else {
-                return Err(Error::connection("connection to server was lost"));
-            };
-            match rustix::io::read(socket, wire.space()) {
-                Ok(0) => {
+            match self.pg.read(wire.space()) {
+                Ok(Step::Done(0)) if !read => {
                     return Err(Error::connection(
                         "server closed the connection unexpectedly\n\tThis probably means the server \
                          terminated abnormally\n\tbefore or while processing the request.",
                     ));
                 }
-                Ok(count) => {
+                Ok(Step::Done(count)) => {
                     wire.filled(count);
-                    // A signal is heard even while bytes never cease to come.
-                    return self.abort.check();
+                    read = true;
+                    // TLS gives no more than a record at a time.
+                    if self.is_plain() || count == 0 || wire.is_full() {
+                        // A signal is heard even while bytes never cease to come.
+                        return self.abort.check();
+                    }
                 }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => {
+                Ok(_) if read => return self.abort.check(),
+                Ok(Step::WantRead) => {
                     self.wait(None, None)?;
                 }
+                Ok(Step::WantWrite) => {
+                    self.wait_for(PollFlags::OUT, None, None)?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // It comes again once what was read is dealt with.
+                Err(_) if read => return Ok(()),
                 Err(error) => {
-                    let error = std::io::Error::from(error);
                     return Err(Error::connection(format!(
                         "could not receive data from server: {}",
                         crate::error::os_message(&error)
@@ -365,23 +369,21 @@ impl Session {
     }
 
     /// Sends a message past libpq.
-    fn send_message(&self, kind: u8, text: &[u8]) -> Result<()> {
+    fn send_message(&mut self, kind: u8, text: &[u8]) -> Result<()> {
         let length = u32::try_from(text.len() + 5).map_err(|_| Error::local("command is too long"))?;
         let message = [&[kind][..], &length.to_be_bytes(), text, &[0]].concat();
         let mut rest = &message[..];
         while !rest.is_empty() {
-            let Some(socket) = self.pg.socket() else {
-                return Err(Error::connection("connection to server was lost"));
-            };
-            // The runtime ignores SIGPIPE.
-            match rustix::io::write(socket, rest) {
-                Ok(count) => rest = &rest[count..],
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => {
+            match self.pg.write(rest) {
+                Ok(Step::Done(count)) => rest = &rest[count..],
+                Ok(Step::WantRead) => {
+                    self.wait(None, None)?;
+                }
+                Ok(Step::WantWrite) => {
                     self.wait_for(PollFlags::OUT, None, None)?;
                 }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let error = std::io::Error::from(error);
                     return Err(Error::connection(format!(
                         "could not send data to server: {}",
                         crate::error::os_message(&error)
@@ -392,7 +394,7 @@ impl Session {
         Ok(())
     }
 
-    /// Reads what came unasked since the socket was read without libpq: notices, or the end.
+    /// Reads what came unasked since libpq was left out: notices, or the end.
     fn read_unasked(&mut self, wire: &mut Wire) -> Result<()> {
         loop {
             while let Some(event) = wire.next()? {
@@ -406,7 +408,7 @@ impl Session {
             if wire.is_empty() && !self.wait(Some(Duration::ZERO), None)? {
                 return Ok(());
             }
-            self.read_socket(wire)?;
+            self.read_wire(wire)?;
         }
     }
 

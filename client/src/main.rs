@@ -33,6 +33,7 @@ mod split;
 mod sync;
 mod tablespace;
 mod target;
+mod tls;
 mod transfer;
 mod wal;
 mod walstream;

@@ -1,4 +1,4 @@
-//! libpq, safe. Unsafe code is here and in `os`: each call goes to libpq with pointers that this
+//! libpq, safe. Unsafe code is here, in `tls` and in `os`: each call goes to libpq with pointers that this
 //! module owns, and copies out what has to outlive the call.
 //!
 //! A binding of our own over pq-sys, because the safe ones take commands and values as `str`, and
@@ -7,10 +7,13 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
 pub use pq_sys::ExecStatusType as Status;
+
+use crate::tls::{Step, Tls};
 
 /// A connection. One thread uses it at a time.
 pub struct Pg {
@@ -145,6 +148,45 @@ impl Pg {
     pub fn options(&self) -> Vec<Keyword> {
         // SAFETY: the connection is live; `take_options` frees the array.
         unsafe { take_options(pq_sys::PQconninfo(self.raw.as_ptr())) }
+    }
+
+    /// Whether the bytes that the connection carries can be read and written past libpq. They can
+    /// not under GSSAPI encryption.
+    pub fn has_wire(&self) -> bool {
+        !self.is_encrypted() || self.tls().is_some()
+    }
+
+    /// Reads past libpq. libpq must be idle, with nothing left in its buffer.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Step> {
+        if let Some(tls) = self.tls() {
+            return tls.read(buffer);
+        }
+        let socket = self.socket().ok_or(io::ErrorKind::NotConnected)?;
+        match rustix::io::read(socket, buffer) {
+            Ok(count) => Ok(Step::Done(count)),
+            Err(rustix::io::Errno::AGAIN) => Ok(Step::WantRead),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes past libpq, as `read` reads. After `Want...` the same bytes must be offered again.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<Step> {
+        if let Some(tls) = self.tls() {
+            return tls.write(bytes);
+        }
+        let socket = self.socket().ok_or(io::ErrorKind::NotConnected)?;
+        // The runtime ignores SIGPIPE.
+        match rustix::io::write(socket, bytes) {
+            Ok(count) => Ok(Step::Done(count)),
+            Err(rustix::io::Errno::AGAIN) => Ok(Step::WantWrite),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn tls(&self) -> Option<Tls> {
+        // SAFETY: the connection is live; its SSL is OpenSSL's if it has one by that name, lives as
+        // long, and is used by libpq only in calls on the same connection.
+        unsafe { Tls::new(pq_sys::PQsslStruct(self.raw.as_ptr(), c"OpenSSL".as_ptr())) }
     }
 
     /// The socket, to wait for.

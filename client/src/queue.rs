@@ -2,8 +2,9 @@
 //!
 //! Largest first, so that no connection is left alone with a big one at the end; small ones in
 //! batches, so that a database of a million of them is not a million round trips; a file that is
-//! more than a connection's share of what is left, in parts. Connections are spread over the
-//! tablespaces, since these are often disks of their own.
+//! more than a connection's share of what is left, in parts. Who began a file goes on with its parts;
+//! others join in only when nothing else is left, since file systems let one process at a time write
+//! to a file. Connections are spread over the tablespaces, since these are often disks of their own.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -31,7 +32,7 @@ const FILE_COST: u64 = 16 << 10;
 const SHARES: u64 = 4;
 
 /// Fewest bytes in a part of a file: below that, it is not worth a command of its own.
-const MIN_PART: u64 = 64 << 20;
+const MIN_PART: u64 = 32 << 20;
 
 /// Most files in a batch of those that came back.
 const RETURNED_BATCH: usize = 64;
@@ -161,6 +162,8 @@ pub enum Take {
 #[derive(Debug, Default)]
 pub struct Turn {
     space: Option<usize>,
+    /// A file in parts.
+    split: Option<FileNumber>,
 }
 
 /// The queue.
@@ -178,8 +181,8 @@ struct State {
     spaces: Vec<Space>,
     /// What is left in all of them.
     cost_left: u64,
-    /// Parts of files that were begun.
-    parts: VecDeque<Item>,
+    /// Files that were begun in parts, with parts that nobody has taken yet.
+    splits: Vec<Split>,
     /// Files to be tried again, before anything else.
     again: VecDeque<Item>,
     /// Files that came back for no fault of their own.
@@ -190,6 +193,18 @@ struct State {
     under_way: usize,
     /// Files that were fetched or had vanished.
     finished: usize,
+}
+
+/// A file in parts.
+#[derive(Debug)]
+struct Split {
+    file: FileNumber,
+    /// In order.
+    left: VecDeque<Item>,
+    /// Its tablespace's place.
+    space: usize,
+    /// Connections whose last part was one of it.
+    busy: usize,
 }
 
 /// A tablespace's files that nobody has taken yet.
@@ -228,7 +243,7 @@ impl Queue {
             state: Mutex::new(State {
                 spaces,
                 cost_left,
-                parts: VecDeque::new(),
+                splits: Vec::new(),
                 again: VecDeque::new(),
                 returned: VecDeque::new(),
                 failures: HashMap::new(),
@@ -261,8 +276,12 @@ impl Queue {
         if let Some(space) = turn.space.take() {
             state.spaces[space].busy -= 1;
         }
+        let own = turn.split.take();
+        if let Some(split) = state.splits.iter_mut().find(|split| Some(split.file) == own) {
+            split.busy -= 1;
+        }
         for last_look in [false, true] {
-            let batch = self.batch(&mut state, turn);
+            let batch = self.batch(&mut state, turn, own);
             if !batch.is_empty() {
                 state.under_way += batch.len();
                 return Take::Batch(batch);
@@ -321,7 +340,7 @@ impl Queue {
         self.lock().finished == self.list.len()
     }
 
-    fn batch(&self, state: &mut State, turn: &mut Turn) -> Vec<Item> {
+    fn batch(&self, state: &mut State, turn: &mut Turn, own: Option<FileNumber>) -> Vec<Item> {
         // One by one, so that a file that breaks a connection takes no other down with it.
         if let Some(item) = state.again.pop_front() {
             return vec![item];
@@ -330,14 +349,16 @@ impl Queue {
             let few = state.returned.len().min(RETURNED_BATCH);
             return state.returned.drain(..few).collect();
         }
-        if let Some(item) = state.parts.pop_front() {
-            return vec![item];
+        if let Some(place) = state.splits.iter().position(|split| Some(split.file) == own) {
+            return state.part(place, turn, VecDeque::pop_front);
         }
         // Where the fewest connections are, and of those where most is left.
         let candidates = state.spaces.iter().enumerate().filter(|(_, space)| !space.left.is_empty());
         let Some((number, _)) = candidates.min_by_key(|(_, space)| (space.busy, Reverse(space.cost_left)))
         else {
-            return Vec::new();
+            // With the fewest others; from the end, so that who began it reads on in one go.
+            let fewest = (0..state.splits.len()).min_by_key(|place| state.splits[*place].busy);
+            return fewest.map_or_else(Vec::new, |place| state.part(place, turn, VecDeque::pop_back));
         };
         let share = state.cost_left / (self.jobs * SHARES);
         let most_bytes = share.clamp(MIN_BATCH, MAX_BATCH);
@@ -358,9 +379,8 @@ impl Queue {
             space.cost_left = space.cost_left.saturating_sub(cost);
             state.cost_left = state.cost_left.saturating_sub(cost);
             if !parts.is_empty() {
-                state.parts.extend(parts);
-                batch = state.parts.pop_front().into_iter().collect();
-                break;
+                state.splits.push(Split { file, left: parts.into(), space: number, busy: 0 });
+                return state.part(state.splits.len() - 1, turn, VecDeque::pop_front);
             }
         }
         space.busy += 1;
@@ -391,6 +411,26 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A part of a file that was begun.
+    fn part(
+        &mut self,
+        place: usize,
+        turn: &mut Turn,
+        take: impl Fn(&mut VecDeque<Item>) -> Option<Item>,
+    ) -> Vec<Item> {
+        let split = &mut self.splits[place];
+        split.busy += 1;
+        self.spaces[split.space].busy += 1;
+        *turn = Turn { space: Some(split.space), split: Some(split.file) };
+        let item = take(&mut split.left);
+        if split.left.is_empty() {
+            self.splits.swap_remove(place);
+        }
+        item.into_iter().collect()
     }
 }
 
@@ -524,15 +564,30 @@ mod tests {
         let size = 1000 * MB + 4096;
         let queue = Queue::new(named(&[("base/1/20000", size), ("base/1/20001", 10)]), 4, true);
         let mut parts = Vec::new();
-        while let Take::Batch(batch) = queue.take(&mut Turn::default(), Duration::ZERO) {
+        let mut first = Turn::default();
+        let mut second = Turn::default();
+        let mut next = |turn: &mut Turn| match queue.take(turn, Duration::ZERO) {
+            Take::Batch(batch) => parts.extend(batch),
+            other => panic!("{other:?}"),
+        };
+        // Who began the file goes on with it; another joins in when nothing else is left, at its end.
+        next(&mut first);
+        next(&mut second);
+        next(&mut first);
+        next(&mut second);
+        let last = parts.pop().unwrap().part.unwrap();
+        assert_eq!(last.offset + last.length, size);
+        assert_eq!(parts.remove(1), whole(1));
+        assert_eq!(parts[1].part.unwrap().offset, parts[0].part.unwrap().length);
+        while let Take::Batch(batch) = queue.take(&mut first, Duration::ZERO) {
             parts.extend(batch);
         }
-        assert_eq!(parts.pop(), Some(whole(1)));
+        parts.push(Item { file: 0, part: Some(last) });
         let mut end = 0;
         for item in &parts {
             let part = item.part.unwrap();
             assert_eq!((item.file, part.offset, part.size, part.of), (0, end, size, parts.len()));
-            assert!(part.offset.is_multiple_of(8192) && part.length <= MIN_PART, "{part:?}");
+            assert!(part.offset.is_multiple_of(8192) && part.length <= 2 * MIN_PART, "{part:?}");
             end += part.length;
         }
         assert_eq!(end, size);

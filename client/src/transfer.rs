@@ -810,7 +810,7 @@ mod tests {
     #[test]
     fn parts_of_a_file_that_shrinks_meanwhile() {
         const MB: usize = 1 << 20;
-        let size = 129 * MB;
+        let size = 65 * MB;
         let length = (size / 3).next_multiple_of(BLOCK);
         let first = vec![0; length];
         let second = [include_bytes!("../../tests/data/page_heap_block_0").as_slice(), &[0; BLOCK]].concat();
