@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use pages::names::Names;
 use protocol::command::{SendFileList, StartBackup, StopBackup};
 use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
@@ -249,6 +250,7 @@ impl Backup<'_> {
                     target: &target,
                     discard: options.discard,
                     pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
+                    names: Names::of_server(u32::try_from(server_version).unwrap_or_default()),
                     verify: options.verify,
                     past_libpq: options.past_libpq,
                     sync: options.sync != Sync::None,

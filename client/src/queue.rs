@@ -393,7 +393,7 @@ impl Queue {
         let size = self.list.files[file].size;
         let most = share.max(MIN_PART);
         // Ranges are for relation files; others can change in other ways than at their end.
-        if !self.may_split || size < 2 * most || relation::first_block(&self.path(file)).is_none() {
+        if !self.may_split || size < 2 * most || relation::of_listed(&self.path(file)).is_none() {
             return Vec::new();
         }
         let block = BLOCK_SIZE as u64;

@@ -3,8 +3,8 @@
 //! them; where this side does, page by page and with a digest made here. Where the bytes go is for a
 //! `Sink` to say.
 
+use pages::names::{self, Names};
 use pages::page::{self, BLOCK_SIZE};
-use pages::relation;
 use protocol::command::{FileRequest, Range};
 use protocol::frame::Compression;
 use protocol::{DigestAlgorithm, FileBegin, FileEnd, Frame, Lsn};
@@ -55,6 +55,8 @@ pub struct Checks {
     pub by_server: bool,
     /// Pages older than this are verified here.
     pub pages: Option<Lsn>,
+    /// How the server reads the names of files, and so which have pages.
+    pub names: Names,
 }
 
 /// The state between messages.
@@ -150,9 +152,12 @@ impl<'a> Receiver<'a> {
             return Err(self.violation("compression that was not asked for"));
         }
         let pages = self.checks.pages.and_then(|start_lsn| {
+            let names::Pages::From(first_block) = self.checks.names.pages_of(&wanted.path) else {
+                return None;
+            };
             Some(Pages {
                 start_lsn,
-                first_block: relation::first_block(&wanted.path)?,
+                first_block,
                 // Ranges begin at a block, and a file of pages has no more than fit a number.
                 next: u32::try_from(begin.offset / BLOCK_SIZE as u64).unwrap_or(u32::MAX),
                 suspects: Vec::new(),
@@ -330,7 +335,8 @@ mod tests {
         }
     }
 
-    const BY_SERVER: Checks = Checks { algorithm: DigestAlgorithm::Crc32c, by_server: true, pages: None };
+    const BY_SERVER: Checks =
+        Checks { algorithm: DigestAlgorithm::Crc32c, by_server: true, pages: None, names: Names::Strict };
 
     fn paths(names: &[&str]) -> Vec<FileRequest> {
         names.iter().map(|name| FileRequest::whole(BackupPath::from_bytes(*name).unwrap())).collect()
@@ -510,8 +516,7 @@ mod tests {
         let path = BackupPath::from_bytes(path).unwrap();
         let offset = range.map_or(0, |range| range.offset);
         let wanted = [FileRequest { path: path.clone(), range }];
-        let checks =
-            Checks { algorithm: DigestAlgorithm::Crc32c, by_server: false, pages: Some(Lsn(u64::MAX)) };
+        let checks = Checks { by_server: false, pages: Some(Lsn(u64::MAX)), ..BY_SERVER };
         let mut receiver = Receiver::new(&wanted, checks);
         let mut keep = Keep::default();
         let length = content.len() as u64;

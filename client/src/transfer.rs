@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pages::names::{Names, Pages};
 use pages::page::BLOCK_SIZE;
+use pages::relation;
 use protocol::command::{Range, SendFilesContent};
 use protocol::{
     BackupId, BackupPath, Command, DigestAlgorithm, FileBegin, FileRequest, Lsn, MAX_FILES_PER_COMMAND,
@@ -80,6 +82,8 @@ pub struct Work<'a> {
     pub algorithm: DigestAlgorithm,
     /// Pages older than this are to be verified; none at all without it.
     pub pages: Option<Lsn>,
+    /// How the server reads the names of files.
+    pub names: Names,
     /// Who verifies and digests, if the user has a wish.
     pub verify: Option<Side>,
     /// Read the socket without libpq where that can be.
@@ -110,8 +114,33 @@ impl Work<'_> {
     }
 
     fn fetch(&self, session: &mut Session, items: &[Item]) -> Result<()> {
-        let wanted: Vec<FileRequest> = items.iter().map(|item| self.request(*item)).collect();
         let checks = self.checks(session);
+        let (for_server, items): (Vec<Item>, Vec<Item>) =
+            items.iter().partition(|item| checks.pages.is_some() && self.is_for_server(**item));
+        let mut outcome = Ok(());
+        if !items.is_empty() {
+            outcome = self.fetch_checked(session, &items, checks);
+        }
+        if outcome.is_ok() && !for_server.is_empty() {
+            outcome = self.fetch_checked(session, &for_server, self.checks_by_server());
+        } else {
+            for_server.iter().for_each(|item| self.queue.give_back(*item));
+        }
+        outcome
+    }
+
+    /// Whether a file has pages that this side cannot verify alone, because the server sends pages
+    /// again, by range, of relation files only: before 17 every file beside them counts as one of
+    /// pages. A cluster has hardly any.
+    fn is_for_server(&self, item: Item) -> bool {
+        self.names == Names::Loose && {
+            let path = self.queue.path(item.file);
+            relation::of_listed(&path).is_none() && self.names.pages_of(&path) != Pages::None
+        }
+    }
+
+    fn fetch_checked(&self, session: &mut Session, items: &[Item], checks: Checks) -> Result<()> {
+        let wanted: Vec<FileRequest> = items.iter().map(|item| self.request(*item)).collect();
         let mut receiver = Receiver::new(&wanted, checks);
         let mut writer = Writer { work: self, items, wanted: &wanted, open: None, suspects: Vec::new() };
         let outcome = self.transfer(session, &wanted, checks, None, &mut receiver, &mut writer);
@@ -166,7 +195,15 @@ impl Work<'_> {
             Some(side) => side == Side::Server,
             None => !session.is_plain(),
         };
-        Checks { algorithm: self.algorithm, by_server, pages: self.pages.filter(|_| !by_server) }
+        if by_server { self.checks_by_server() } else { self.checks_by_client(self.algorithm) }
+    }
+
+    fn checks_by_server(&self) -> Checks {
+        Checks { algorithm: self.algorithm, by_server: true, pages: None, names: self.names }
+    }
+
+    fn checks_by_client(&self, algorithm: DigestAlgorithm) -> Checks {
+        Checks { algorithm, by_server: false, pages: self.pages, names: self.names }
     }
 
     fn request(&self, item: Item) -> FileRequest {
@@ -225,7 +262,7 @@ impl Work<'_> {
     fn repair(&self, session: &mut Session, item: Item, received: &Received) -> Result<Option<Vec<u8>>> {
         let path = self.queue.path(item.file);
         let file = if self.discard { None } else { Some(self.target.open_listed(&path)?) };
-        let by_client = Checks { algorithm: DigestAlgorithm::None, by_server: false, pages: self.pages };
+        let by_client = self.checks_by_client(DigestAlgorithm::None);
         let mut patch = Patch {
             work: self,
             path: &path,
@@ -243,8 +280,7 @@ impl Work<'_> {
         // failures as it does for all of a file.
         let wrong = std::mem::take(&mut patch.suspects);
         if let (Some(first), Some(last)) = (wrong.first(), wrong.last()) {
-            let by_server = Checks { algorithm: self.algorithm, by_server: true, pages: None };
-            patch.fetch(session, &[pages(*first, *last)], by_server, Some(true))?;
+            patch.fetch(session, &[pages(*first, *last)], self.checks_by_server(), Some(true))?;
         }
         if patch.vanished {
             return Ok(None);
@@ -663,16 +699,19 @@ mod tests {
         jobs: usize,
         discard: bool,
         past_libpq: bool,
+        path: &'static str,
+        names: Names,
     }
 
-    const CASE: Case = Case { size: 3 * BLOCK, jobs: 1, discard: false, past_libpq: true };
+    const CASE: Case =
+        Case { size: 3 * BLOCK, jobs: 1, discard: false, past_libpq: true, path: PATH, names: Names::Strict };
 
     fn fetch(case: &Case, answers: Vec<Vec<u8>>) -> Fetched {
         let place = tempfile::tempdir().unwrap();
         let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
         std::fs::create_dir_all(place.path().join("base/5")).unwrap();
         let mut list = FileList::default();
-        list.push(&BackupPath::from_bytes(PATH).unwrap(), case.size as u64);
+        list.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64);
         let queue = Queue::new(list, case.jobs, true);
         let options = ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false };
         let out = std::io::BufWriter::new(File::create(place.path().join("manifest")).unwrap());
@@ -688,6 +727,7 @@ mod tests {
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: DigestAlgorithm::Crc32c,
             pages: Some(Lsn(u64::MAX)),
+            names: case.names,
             verify: None,
             past_libpq: case.past_libpq,
             sync: true,
@@ -700,7 +740,7 @@ mod tests {
         Fetched {
             outcome,
             commands: server.commands(),
-            content: std::fs::read(place.path().join(PATH)).ok(),
+            content: std::fs::read(place.path().join(case.path)).ok(),
             manifest: std::fs::read_to_string(place.path().join("manifest")).unwrap(),
             counters,
             complete: queue.is_complete(),
@@ -847,6 +887,26 @@ mod tests {
         let fetched = fetch(&Case { size, jobs: 2, ..CASE }, vec![answer(0, &first), gone.clone(), gone]);
         fetched.outcome.unwrap();
         assert!(fetched.complete && fetched.content.is_none() && !fetched.manifest.contains(PATH));
+    }
+
+    #[test]
+    fn files_of_pages_beside_relations_are_left_to_the_server() {
+        let (_, bad) = good_and_bad();
+        let size = bad.len() as u64;
+        let unlooked = copy(&[file("base/5/notes", size, 0, &bad)]);
+        let crc32c = DigestAlgorithm::Crc32c;
+        let digest = Digest::of(crc32c, &bad);
+        let looked = copy(&[file_with("base/5/notes", size, 0, &bad, 1, crc32c, &digest)]);
+        for (names, answer, by_server) in [(Names::Strict, unlooked, false), (Names::Loose, looked, true)] {
+            let fetched = fetch(&Case { path: "base/5/notes", names, ..CASE }, vec![answer]);
+            fetched.outcome.unwrap();
+            assert!(fetched.complete);
+            assert_eq!(fetched.commands.len(), 1, "{:?}", fetched.commands);
+            let command = &fetched.commands[0];
+            assert_eq!(command.contains("FILE_CHECKSUM 'CRC32C'"), by_server, "{command}");
+            assert_eq!(command.contains("VERIFY_CHECKSUMS false"), !by_server, "{command}");
+            assert_eq!(fetched.content.unwrap(), bad);
+        }
     }
 
     #[test]

@@ -79,17 +79,17 @@ pub fn database_of(directory: &[u8], version_directory: &[u8]) -> Option<u32> {
     (under_base || under_tablespace).then(|| wrapping_number(name))
 }
 
-/// For whoever knows a listed file by its path alone: the number of the file's first block in its
-/// fork if the file has pages. A tablespace's listing has the server's own version directory only,
-/// so that the path says which it is.
-pub fn first_block(path: &BackupPath) -> Option<u32> {
+/// For whoever knows a listed file by its path alone: what it is if it is a relation file. A
+/// tablespace's listing has the server's own version directory only, so that the path says which it
+/// is.
+pub fn of_listed(path: &BackupPath) -> Option<RelationFile> {
     let (directory, name) = split(path.as_bytes());
     let version_directory = match path.components().next() {
         Some(b"pg_tblspc") => path.components().nth(2).filter(|name| name.starts_with(b"PG_")),
         _ => None,
     };
     database_of(directory, version_directory.unwrap_or_default())?;
-    Some(RelationFile::parse(name)?.first_block())
+    RelationFile::parse(name)
 }
 
 /// Whether the name is a temporary relation's: `t<proc>_<relfilenode>`, then fork and segment
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn files_with_pages() {
+    fn listed_relation_files() {
         for (path, expected) in [
             ("base/5/16384", Some(0)),
             ("base/5/16384_vm.2", Some(262_144)),
@@ -225,7 +225,8 @@ mod tests {
             ("16384", None),
             ("global/pg_filenode.map", None),
         ] {
-            assert_eq!(first_block(&BackupPath::from_bytes(path).unwrap()), expected, "{path}");
+            let file = of_listed(&BackupPath::from_bytes(path).unwrap());
+            assert_eq!(file.map(|file| file.first_block()), expected, "{path}");
         }
     }
 }

@@ -1,16 +1,15 @@
 //! What a data directory is: which files a backup has, how to walk and to open them. Names no
 //! PostgreSQL function, so that it is tested without a server. What the client must see in the same
-//! way, relation files and their pages, is in a crate of its own.
+//! way, how names are read and pages verified, is in a crate of its own.
 
 pub mod contents;
-pub mod names;
 pub mod open;
 pub mod wal;
 pub mod walk;
 
 use bytes::{Buf, BufMut};
 use names::Names;
-pub use pages::{page, relation};
+pub use pages::{names, page, relation};
 
 /// A tablespace as START_BACKUP found it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,7 +22,7 @@ pub const WAL_DIRECTORIES: &[&[u8]] = &[
 ];
 
 /// How BASE_BACKUP of this version reads the names of files (basebackup.c, reinit.c).
-const NAMES: Names = if cfg!(any(feature = "pg15", feature = "pg16")) { Names::Loose } else { Names::Strict };
+const NAMES: Names = Names::of_server(pg_sys::PG_VERSION_NUM);
 
 /// What decides which files a backup with these tablespaces has.
 pub fn layout(tablespaces: Vec<Tablespace>) -> Layout {

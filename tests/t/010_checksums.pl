@@ -3,6 +3,7 @@
 use strict;
 use warnings FATAL => 'all';
 
+use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -120,6 +121,34 @@ $node->start;
 	my $stop = stop_backup($conn);
 	is($stop->{totals}{checksum_failures}, $loose ? 6 : 0, 'in the totals');
 	$conn->close;
+
+	# The client, whoever verifies: it says and does the same.
+	my %words;
+	for my $verify (qw(client server))
+	{
+		my @command = ('pg_parallel_basebackup', '--no-sync', '--checkpoint' => 'fast', '--wal-method' => 'none',
+			'--verify' => $verify, '--dbname' => $node->connstr('postgres'), '--pgdata' => "$tempdir/beside_$verify");
+		if ($loose)
+		{
+			$node->command_checks_all([@command], 1, [qr/^$/],
+				[qr/error: .*file "$dbdir\/notes\.txt".*ERROR:  invalid segment number 0 in file "$dbdir\/notes\.txt"/],
+				"--verify=$verify: no segment number");
+			ok(!-e "$tempdir/beside_$verify", "--verify=$verify: no segment number: nothing is left");
+		}
+		rename("$pgdata/$dbdir/notes.txt", "$tempdir/notes.txt") or die $!;
+		IPC::Run::run([@command], '>' => \my $stdout, '2>' => \my $stderr);
+		is($? >> 8, $loose ? 1 : 0, "--verify=$verify: exit code");
+		# In which order files come is not said.
+		$words{$verify} = join("\n", sort split /\n/, $stderr);
+		my @found = $words{$verify} =~ /checksum verification failed in file "$dbdir\/([^"]+)", block (\d+):/g;
+		is("@found", $loose ? 'PG_VERSION_ 0 PG_VERSION_ 1 notes 0 notes 1 notes.2 262144 notes.2 262145' : '',
+			"--verify=$verify: files beside relations");
+		like($words{$verify}, $loose ? qr/^WARNING:  6 total checksum verification failures$/m : qr/^(?!.*checksum)/s,
+			"--verify=$verify: in the totals");
+		ok(slurp_file("$tempdir/beside_$verify/$dbdir/$_") eq slurp_file("$pgdata/$dbdir/$_"), "--verify=$verify: $_ as it is") for @names;
+		rename("$tempdir/notes.txt", "$pgdata/$dbdir/notes.txt") or die $!;
+	}
+	is($words{client}, $words{server}, 'the same words');
 	for my $name (@names, 'notes.txt')
 	{
 		if (defined $before{$name}) { write_file("$pgdata/$dbdir/$name", $before{$name}) }

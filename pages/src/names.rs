@@ -2,7 +2,10 @@
 //! pages. Its rules became stricter at one major version (`sendDir` and `sendFile` in basebackup.c,
 //! `parse_filename_for_nontemp_relation` in reinit.c).
 
-use crate::cluster::relation::{Fork, RelationFile};
+use protocol::BackupPath;
+
+use crate::page::SEGMENT_BLOCKS;
+use crate::relation::{self, Fork, RelationFile};
 
 /// The rules of a major version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,7 +36,15 @@ const MAX_DIGITS: usize = 10;
 /// without those that no backup has.
 const WITHOUT_PAGES: [&[u8]; 2] = [b"pg_filenode.map", b"PG_VERSION"];
 
+/// The first version with the strict rules, as servers number themselves.
+const STRICT_SINCE: u32 = 170_000;
+
 impl Names {
+    /// The rules of a server by its version number, such as 150018.
+    pub const fn of_server(version: u32) -> Self {
+        if version < STRICT_SINCE { Self::Loose } else { Self::Strict }
+    }
+
     /// The init fork that makes a file of a directory with relations part of an unlogged one, if
     /// the file is a fork other than that.
     pub fn init_fork(self, directory: &[u8], name: &[u8]) -> Option<Vec<u8>> {
@@ -66,10 +77,23 @@ impl Names {
                 let segment = digits(&name[dot + 1..]).unwrap_or_default().iter();
                 match segment.fold(0u32, |n, d| n.wrapping_mul(10).wrapping_add(u32::from(d - b'0'))) {
                     0 => Pages::InvalidSegment,
-                    segment => Pages::From(segment.wrapping_mul(crate::cluster::page::SEGMENT_BLOCKS)),
+                    segment => Pages::From(segment.wrapping_mul(SEGMENT_BLOCKS)),
                 }
             }
         }
+    }
+
+    /// The same for whoever knows a listed file by its path alone.
+    pub fn pages_of(self, path: &BackupPath) -> Pages {
+        let mut components = path.components();
+        let below_relations = match (components.next(), components.next(), components.next()) {
+            (Some(b"base" | b"global"), Some(_), _) => true,
+            // Nothing else there that has a number for a name is ever listed.
+            (Some(b"pg_tblspc"), Some(space), Some(_)) => space.iter().all(u8::is_ascii_digit),
+            _ => false,
+        };
+        let (_, name) = relation::split(path.as_bytes());
+        self.pages(name, relation::of_listed(path), below_relations)
     }
 }
 
@@ -125,5 +149,48 @@ mod tests {
             assert_eq!(Names::Loose.pages(name.as_bytes(), relation, true), loose, "{name}");
         }
         assert_eq!(Names::Loose.pages(b"1", None, false), Pages::None);
+    }
+
+    #[test]
+    fn pages_by_path() {
+        for (path, strict, loose) in [
+            ("base/5/16384", Pages::From(0), Pages::From(0)),
+            ("base/5/16384_vm.2", Pages::From(262_144), Pages::From(262_144)),
+            ("base/5/notes", Pages::None, Pages::From(0)),
+            ("base/5/16384.0", Pages::None, Pages::InvalidSegment),
+            ("base/5/PG_VERSION", Pages::None, Pages::None),
+            ("base/notes", Pages::None, Pages::From(0)),
+            ("base/5/deeper/notes.3", Pages::None, Pages::From(393_216)),
+            ("global/1262", Pages::From(0), Pages::From(0)),
+            ("global/pg_filenode.map", Pages::None, Pages::None),
+            ("global/config_exec_params", Pages::None, Pages::From(0)),
+            ("pg_tblspc/16384/PG_15_202209061/5/16390.1", Pages::From(131_072), Pages::From(131_072)),
+            ("pg_tblspc/16384/PG_15_202209061/5/notes", Pages::None, Pages::From(0)),
+            ("pg_tblspc/16384/PG_15_202209061/notes", Pages::None, Pages::From(0)),
+            ("pg_tblspc/notes", Pages::None, Pages::None),
+            ("pg_tblspc/notes/16384", Pages::None, Pages::None),
+            // Each rule as sendDir has it: the older compares whole prefixes.
+            ("7/16384", Pages::From(0), Pages::None),
+            ("base", Pages::None, Pages::None),
+            ("pg_xact/0000", Pages::None, Pages::None),
+            ("notes", Pages::None, Pages::None),
+        ] {
+            let path = BackupPath::from_bytes(path).unwrap();
+            assert_eq!(Names::Strict.pages_of(&path), strict, "{path}");
+            assert_eq!(Names::Loose.pages_of(&path), loose, "{path}");
+        }
+    }
+
+    #[test]
+    fn rules_by_version() {
+        for (version, names) in [
+            (150_000, Names::Loose),
+            (150_018, Names::Loose),
+            (160_010, Names::Loose),
+            (170_000, Names::Strict),
+            (180_006, Names::Strict),
+        ] {
+            assert_eq!(Names::of_server(version), names, "{version}");
+        }
     }
 }
