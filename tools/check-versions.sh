@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint and every test on the default version; clippy, the SQL tests and the TAP tests on the others;
-# the same tests on Debian's own server. All of it runs even if something fails; the last line is the
+# Lint and every test on the default version, and every test on Debian's own server; clippy, the SQL
+# tests and the TAP tests on the others. All of it runs even if something fails; the last line is the
 # test summary over all of them.
 #
 # CI_VERSIONS='15' names the others that run, by default 15 and 17; CI_STOCK='15' the versions of
