@@ -69,6 +69,7 @@ if (!PostgreSQL::Test::Cluster->can('wait_for_replay_catchup'))
 #           the commands need it
 # init      more for ->init
 # conf      more for postgresql.conf
+# start     0: only made, and the extension is the test's affair
 sub parallel_node
 {
 	my ($name, %params) = @_;
@@ -91,6 +92,7 @@ CONF
 	my $preload = $params{preload} // 'pg_parallel_backup';
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = '$preload'");
 	$node->append_conf('postgresql.conf', $params{conf}) if $params{conf};
+	return $node if !($params{start} // 1);
 	$node->start;
 	if ($preload ne '')
 	{
