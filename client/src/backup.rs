@@ -15,7 +15,6 @@ use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VER
 use crate::abort::{Abort, PanicGuard};
 use crate::cleanup::{Cleanup, Leave, Purpose, check_empty};
 use crate::connection::{Connector, Route, Session, System, bytes, check_columns, number, text};
-use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{Manifest, WalRange};
 use crate::options::{Options, Slot, Sync, Wal};
@@ -31,6 +30,7 @@ use crate::target::{Modes, Target};
 use crate::transfer::{SharedManifest, Work, manifest_error, may_split};
 use crate::wal::{self, SegmentSize};
 use crate::walstream::{self, End, Plan, quoted_identifier};
+use pages::digest::Digest;
 
 /// First server version whose standbys synchronize slots, for which primary_conninfo names a
 /// database.

@@ -15,7 +15,6 @@ mod allocations;
 mod backup;
 mod cleanup;
 mod connection;
-mod digest;
 mod error;
 #[cfg(test)]
 mod fake_server;

@@ -9,8 +9,8 @@ use protocol::command::{FileRequest, Range};
 use protocol::frame::Compression;
 use protocol::{DigestAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
-use crate::digest::Digest;
 use crate::error::{Error, Result};
+use pages::digest::Digest;
 
 /// What is verified and digested at a time: in the first-level cache between the two.
 const STEP: usize = 4 * BLOCK_SIZE;

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::digest::combine_crcs;
 use crate::error::Result;
 use crate::queue::{FileNumber, Part};
+use pages::digest::combine_crcs;
 
 /// Files in parts, while some part of them is under way.
 #[derive(Debug, Default)]
@@ -102,7 +102,7 @@ fn combine(parts: &[(u64, u64, u32)]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::{Digest, to_crc};
+    use pages::digest::{Digest, to_crc};
     use protocol::DigestAlgorithm;
 
     fn parts() -> [Part; 3] {

@@ -20,7 +20,6 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::connection::Session;
-use crate::digest::{Digest, combine_crcs, from_crc, to_crc};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::options::Side;
@@ -33,6 +32,7 @@ use crate::split::{Outcome, Splits};
 use crate::target::Target;
 use crate::wal;
 use crate::wire::CopySink;
+use pages::digest::{Digest, combine_crcs, from_crc, to_crc};
 
 /// How long a connection without work sleeps before it looks whether it is still alive.
 const PATIENCE: Duration = Duration::from_millis(250);

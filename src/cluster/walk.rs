@@ -1,13 +1,17 @@
 //! Walks a cluster, a backup's files and directories one by one, holding no more of it in memory
 //! than the path it is at.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, statat};
+use rustix::io::Errno;
 use walkdir::WalkDir;
 
 use crate::cluster::contents::{Verdict, WAL_DIR, init_fork, join, verdict};
@@ -17,6 +21,9 @@ use crate::error::{Error, Result};
 /// Directories held open at once. The server keeps ten descriptors (NUM_RESERVED_FDS, fd.c) for
 /// what does not go through its own accounting.
 const MAX_OPEN: usize = 4;
+
+/// How the names of init forks end.
+const INIT_FORK_SUFFIX: &[u8] = b"_init";
 
 /// A file or directory of a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +97,7 @@ impl Walk<'_> {
             .follow_links(false)
             .follow_root_links(false)
             .into_iter();
+        let mut here: Option<Here> = None;
         while let Some(entry) = walk.next() {
             visitor.poll()?;
             let entry = match entry {
@@ -99,28 +107,36 @@ impl Walk<'_> {
                 Err(error) => return Err(self.walk_error(top, error)),
             };
             if entry.depth() == 0 {
-                self.directory(top, entry.metadata().map_err(Into::into), visitor)?;
+                let metadata = entry.metadata().map(|metadata| Status::of(&metadata));
+                self.directory(top, metadata.map_err(Into::into), visitor)?;
                 continue;
             }
-            let parent = self.relative(&start, top, entry.path().parent().unwrap_or(Path::new("")));
+            let directory = entry.path().parent().unwrap_or(Path::new(""));
+            let here = match &mut here {
+                Some(here) if here.path.as_os_str() == directory.as_os_str() => here,
+                last => match Here::open(directory, self.relative(&start, top, directory))? {
+                    Some(opened) => last.insert(opened),
+                    None => continue,
+                },
+            };
             let name = entry.file_name().as_bytes();
-            let path = join(&parent, name);
-            let found = verdict(self.layout, &parent, name);
-            if found == Verdict::Excluded || self.is_unlogged(&parent, name)? {
+            let found = verdict(self.layout, &here.relative, name);
+            if found == Verdict::Excluded || self.is_unlogged(here, name)? {
                 if entry.file_type().is_dir() {
                     walk.skip_current_dir();
                 }
                 continue;
             }
-            let metadata = match entry.metadata().map_err(io::Error::from) {
-                Ok(metadata) => metadata,
+            let path = join(&here.relative, name);
+            let status = match here.status(name) {
+                Ok(status) => status,
                 Err(error) if is_gone(&error) => continue,
                 Err(error) => return Err(Error::io("stat file or directory", &path, error)),
             };
             match found {
                 Verdict::Excluded => {}
                 Verdict::Tablespace(space) => {
-                    self.tablespace_entry(space, &path, &metadata, visitor)?;
+                    self.tablespace_entry(space, &path, &status, visitor)?;
                     if entry.file_type().is_dir() {
                         walk.skip_current_dir();
                     }
@@ -129,14 +145,15 @@ impl Walk<'_> {
                     }
                 }
                 Verdict::Emptied | Verdict::Wal => {
-                    if metadata.is_dir() {
+                    let is_link = status.kind == FileType::Symlink;
+                    if status.kind == FileType::Directory {
                         walk.skip_current_dir();
-                    } else if !metadata.is_symlink() {
+                    } else if !is_link {
                         visitor.special(&path)?;
                         continue;
                     }
-                    let mode = if metadata.is_symlink() { self.directory_mode } else { mode(&metadata) };
-                    let mtime = metadata.mtime();
+                    let mode = if is_link { self.directory_mode } else { status.mode };
+                    let mtime = status.mtime;
                     visitor.entry(Entry { path: &path, directory: true, size: 0, mtime, mode })?;
                     if found == Verdict::Wal {
                         for name in self.wal_directories {
@@ -145,34 +162,24 @@ impl Walk<'_> {
                         }
                     }
                 }
-                Verdict::Included if metadata.is_dir() => self.directory(&path, Ok(metadata), visitor)?,
-                Verdict::Included if metadata.is_file() => visitor.entry(Entry {
-                    path: &path,
-                    directory: false,
-                    size: metadata.len(),
-                    mtime: metadata.mtime(),
-                    mode: mode(&metadata),
-                })?,
-                Verdict::Included => visitor.special(&path)?,
+                Verdict::Included => match status.kind {
+                    FileType::Directory => self.directory(&path, Ok(status), visitor)?,
+                    FileType::RegularFile => {
+                        let Status { size, mtime, mode, .. } = status;
+                        visitor.entry(Entry { path: &path, directory: false, size, mtime, mode })?;
+                    }
+                    _ => visitor.special(&path)?,
+                },
             }
         }
         Ok(())
     }
 
-    fn directory(
-        &self,
-        path: &[u8],
-        metadata: io::Result<Metadata>,
-        visitor: &mut impl Visitor,
-    ) -> Result<()> {
-        match metadata {
-            Ok(metadata) => visitor.entry(Entry {
-                path,
-                directory: true,
-                size: 0,
-                mtime: metadata.mtime(),
-                mode: mode(&metadata),
-            }),
+    fn directory(&self, path: &[u8], status: io::Result<Status>, visitor: &mut impl Visitor) -> Result<()> {
+        match status {
+            Ok(Status { mtime, mode, .. }) => {
+                visitor.entry(Entry { path, directory: true, size: 0, mtime, mode })
+            }
             Err(error) if is_gone(&error) => Ok(()),
             Err(error) => Err(Error::io("stat file or directory", path, error)),
         }
@@ -184,26 +191,25 @@ impl Walk<'_> {
         &self,
         space: &Tablespace,
         path: &[u8],
-        metadata: &Metadata,
+        status: &Status,
         visitor: &mut impl Visitor,
     ) -> Result<()> {
-        let target = if space.in_place() {
-            Ok(metadata.clone())
+        let mode = if space.in_place() {
+            status.mode
         } else {
             fs::metadata(self.root.join(OsStr::from_bytes(&space.location)))
+                .map_or(self.directory_mode, |metadata| Status::of(&metadata).mode)
         };
-        let mode = target.map_or(self.directory_mode, |metadata| mode(&metadata));
-        visitor.entry(Entry { path, directory: true, size: 0, mtime: metadata.mtime(), mode })
+        visitor.entry(Entry { path, directory: true, size: 0, mtime: status.mtime, mode })
     }
 
     /// Whether the name is a fork of an unlogged relation other than the init fork: replay makes
     /// those anew.
-    fn is_unlogged(&self, directory: &[u8], name: &[u8]) -> Result<bool> {
-        let Some(init_fork) = init_fork(self.layout, directory, name) else {
-            return Ok(false);
-        };
-        let init_fork = join(directory, &init_fork);
-        Ok(fs::symlink_metadata(self.root.join(OsStr::from_bytes(&init_fork))).is_ok())
+    fn is_unlogged(&self, here: &mut Here, name: &[u8]) -> Result<bool> {
+        match init_fork(self.layout, &here.relative, name) {
+            Some(init_fork) => Ok(here.init_forks()?.contains(&init_fork)),
+            None => Ok(false),
+        }
     }
 
     /// A path under `start`, which is `top` relative to the data directory.
@@ -226,8 +232,74 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
 
-fn mode(metadata: &Metadata) -> u32 {
-    metadata.mode() & 0o7777
+/// The directory that the walk is in. Its files are looked at by their names in it: the kernel has
+/// no path to follow for each.
+struct Here {
+    /// As the walk has it.
+    path: PathBuf,
+    /// Relative to the data directory.
+    relative: Vec<u8>,
+    directory: OwnedFd,
+    init_forks: Option<HashSet<Vec<u8>>>,
+}
+
+impl Here {
+    /// `None` if it has gone.
+    fn open(path: &Path, relative: Vec<u8>) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(directory) => Ok(Some(Self { path: path.to_owned(), relative, directory, init_forks: None })),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(Error::io("open directory", &relative, error.into())),
+        }
+    }
+
+    fn status(&self, name: &[u8]) -> io::Result<Status> {
+        let stat = statat(&self.directory, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(Status {
+            kind: FileType::from_raw_mode(stat.st_mode),
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: stat.st_mtime,
+            mode: stat.st_mode & 0o7777,
+        })
+    }
+
+    /// The init forks in it. They are few, and to read the directory once more costs less than to ask
+    /// for each file whether it has one. One that appears later is seen when the file is opened.
+    fn init_forks(&mut self) -> Result<&HashSet<Vec<u8>>> {
+        if self.init_forks.is_none() {
+            let mut found = HashSet::new();
+            let read = |error: Errno| Error::io("read directory", &self.relative, error.into());
+            for entry in Dir::read_from(&self.directory).map_err(read)? {
+                let entry = entry.map_err(read)?;
+                let name = entry.file_name().to_bytes();
+                if name.ends_with(INIT_FORK_SUFFIX) {
+                    found.insert(name.to_owned());
+                }
+            }
+            self.init_forks = Some(found);
+        }
+        Ok(self.init_forks.get_or_insert_default())
+    }
+}
+
+/// What lstat says.
+struct Status {
+    kind: FileType,
+    size: u64,
+    mtime: i64,
+    mode: u32,
+}
+
+impl Status {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            kind: FileType::from_raw_mode(metadata.mode()),
+            size: metadata.len(),
+            mtime: metadata.mtime(),
+            mode: metadata.mode() & 0o7777,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::mem::offset_of;
 
+use crc_fast::CrcAlgorithm::Crc32Iscsi;
+use crc_fast::checksum;
 use pgrx::pg_sys;
 
 use crate::error::{Error, Result};
@@ -30,7 +32,7 @@ pub fn read() -> Result<Vec<u8>> {
     let crc_at = offset_of!(pg_sys::ControlFileData, crc);
     let stored = content.get(crc_at..crc_at + 4).and_then(|bytes| bytes.try_into().ok());
     match stored.map(u32::from_ne_bytes) {
-        Some(stored) if stored == crc32c::crc32c(&content[..crc_at]) => Ok(content),
+        Some(stored) if u64::from(stored) == checksum(Crc32Iscsi, &content[..crc_at]) => Ok(content),
         _ => Err(Error::ControlFileCrc),
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 
+use pages::digest::Digest;
 use protocol::frame::{Compression, FileBegin, FileEnd, Frame, MAX_FRAME};
 use protocol::{DigestAlgorithm, Lsn};
 
@@ -14,7 +15,6 @@ use crate::pg::interrupt::{self, while_reading};
 use crate::pg::report;
 use crate::pg::socket::ConnectionLost;
 use crate::stream::cache::CacheKeeper;
-use crate::stream::digest::FileDigest;
 use crate::stream::outbox::{CHUNK, Outbox};
 
 /// File bytes in a data frame that goes straight from page cache to socket: whole blocks, as many
@@ -124,7 +124,7 @@ impl Sender {
             compression: Compression::None,
             path: content.path,
         }));
-        let mut digest = FileDigest::new(content.digest);
+        let mut digest = Digest::new(content.digest);
         let mut reader =
             Reader { content, cache: &mut self.cache, verify: content.pages, at_end: false, failures: 0 };
         let direct = outbox.has_socket()
@@ -162,7 +162,7 @@ fn poll(outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
 fn send_gathered(
     reader: &mut Reader<'_>,
     outbox: &mut Outbox,
-    digest: &mut FileDigest,
+    digest: &mut Digest,
     pace: &impl Pace,
     after_read: impl Fn() -> Result<()>,
 ) -> Result<u64> {
@@ -289,7 +289,7 @@ impl Reader<'_> {
 
     /// Fills the places with what follows `offset`, with zeroes from where the file ends, and
     /// verifies the pages in them. Each place but the last is of whole pages.
-    fn fill(&mut self, places: &mut [IoSliceMut<'_>], offset: u64, digest: &mut FileDigest) -> Result<()> {
+    fn fill(&mut self, places: &mut [IoSliceMut<'_>], offset: u64, digest: &mut Digest) -> Result<()> {
         let mut valid = if self.at_end { 0 } else { self.read_all(places, offset)? };
         let mut offset = offset;
         for place in places {

@@ -2,7 +2,6 @@
 
 pub mod cache;
 pub mod content;
-pub mod digest;
 pub mod outbox;
 pub mod rows;
 pub mod throttle;

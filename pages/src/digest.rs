@@ -1,4 +1,4 @@
-//! Digests of what was received, in the form in which end frames and the manifest have them.
+//! Digests of file bytes, in the form in which end frames and the manifest have them.
 
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
 use protocol::DigestAlgorithm;
