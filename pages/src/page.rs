@@ -127,8 +127,12 @@ fn mix(lanes: &mut [u32; LANES], row: &[u8; ROW]) {
 mod x86 {
     /// `None` on a processor that has nothing better than the portable code was compiled for.
     pub fn checksum(page: &[u8], block: u32) -> Option<u16> {
-        if is_x86_feature_detected!("avx2") {
+        if is_x86_feature_detected!("avx512f") {
             // SAFETY: the processor has what the function needs.
+            return Some(unsafe { avx512(page, block) });
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
             return Some(unsafe { avx2(page, block) });
         }
         if is_x86_feature_detected!("sse4.1") {
@@ -138,13 +142,18 @@ mod x86 {
         None
     }
 
+    #[target_feature(enable = "avx512f")]
+    fn avx512(page: &[u8], block: u32) -> u16 {
+        super::portable(page, block)
+    }
+
     #[target_feature(enable = "avx2")]
-    fn avx2(page: &[u8], block: u32) -> u16 {
+    pub fn avx2(page: &[u8], block: u32) -> u16 {
         super::portable(page, block)
     }
 
     #[target_feature(enable = "sse4.1")]
-    fn sse41(page: &[u8], block: u32) -> u16 {
+    pub fn sse41(page: &[u8], block: u32) -> u16 {
         super::portable(page, block)
     }
 }
@@ -211,9 +220,26 @@ mod tests {
             }
             // At an odd address too: pages lie anywhere in what a socket gave.
             for page in [&page[..BLOCK_SIZE], &page[1..]] {
-                assert_eq!(checksum(page, block), portable(page, block));
-                assert_eq!(checksum(page, block), by_the_book(page, block));
+                let expected = by_the_book(page, block);
+                assert_eq!(checksum(page, block), expected);
+                assert_eq!(portable(page, block), expected);
+                #[cfg(target_arch = "x86_64")]
+                narrower_instructions(page, block, expected);
             }
+        }
+    }
+
+    /// What this processor has and would not choose.
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    fn narrower_instructions(page: &[u8], block: u32, expected: u16) {
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has what the function needs.
+            assert_eq!(unsafe { x86::avx2(page, block) }, expected);
+        }
+        if is_x86_feature_detected!("sse4.1") {
+            // SAFETY: as above.
+            assert_eq!(unsafe { x86::sse41(page, block) }, expected);
         }
     }
 
