@@ -16,6 +16,7 @@ pub mod node;
 pub mod page_cache;
 pub mod procedure;
 pub mod progress;
+pub mod read;
 pub mod report;
 pub mod role;
 pub mod segment;

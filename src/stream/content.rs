@@ -12,6 +12,7 @@ use protocol::{DigestAlgorithm, Lsn};
 use crate::cluster::page::{self, BLOCK_SIZE};
 use crate::error::{Error, Result};
 use crate::pg::interrupt::{self, while_reading};
+use crate::pg::read::read_at;
 use crate::pg::report;
 use crate::pg::socket::ConnectionLost;
 use crate::stream::cache::CacheKeeper;
@@ -314,8 +315,7 @@ impl Reader<'_> {
     /// Reads until all places are full or the file ends.
     fn read_all(&self, places: &mut [IoSliceMut<'_>], offset: u64) -> Result<usize> {
         // In one system call, as a rule.
-        let mut valid =
-            while_reading(|| rustix::io::preadv(&*self.content.file, places, offset)).unwrap_or(0);
+        let mut valid = while_reading(|| read_at(&self.content.file, places, offset)).unwrap_or(0);
         let mut begin = 0;
         for place in places {
             let end = begin + place.len();

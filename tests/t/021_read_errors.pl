@@ -1,5 +1,5 @@
-# Files that cannot be read to their end, in the middle of a frame that goes straight from page cache
-# to socket. The server runs with a library (modules/read_faults) that makes reading fail on demand.
+# Files that cannot be read to their end: in the middle of a frame that goes straight from page cache
+# to socket, and by way of the outbox. The server runs with a library (modules/read_faults) that makes reading fail on demand.
 
 use strict;
 use warnings FATAL => 'all';
@@ -94,6 +94,25 @@ sub fails_in_frame
 	return;
 }
 
+# The same where the server looks at the bytes: a chunk is sent whole or not at all.
+sub fails_between_frames
+{
+	my ($name, $conn, @id) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $reply = $conn->query(send_files_sql([ 'PG_VERSION', 'large', 'postgresql.conf' ], @id, FILE_CHECKSUM => 'CRC32C'));
+	my @frames = @{ $reply->{frames} };
+
+	is_report($reply->{error}, '58030', qr/^could not read file "large": Input\/output error$/, $name);
+	is(join('', map { $_->{type} } @frames) =~ s/d+/d/gr, 'fdefd', "$name: frames");
+	my @data = map { $_->{data} } grep { $_->{type} eq 'd' } @frames;
+	shift @data;
+	my $data = join('', @data);
+	cmp_ok(length($data), '<=', $offset, "$name: nothing behind the error");
+	cmp_ok(length($data), '>', MB, "$name: what came before it");
+	ok($data eq substr($content, 0, length($data)), "$name: the bytes before the error");
+	return;
+}
+
 sub is_whole
 {
 	my ($name, $conn, @id) = @_;
@@ -122,6 +141,7 @@ for my $route (stock_server() ? () : 'commands', 'calls')
 		fails_in_frame("$name, no reading", $conn, @id);
 		is($state->(), 'running|0', "$name: the backup goes on");
 		fails_in_frame("$name, no reading, again", $conn, @id);
+		fails_between_frames("$name, no reading, digest", $conn, @id);
 		no_faults();
 		is_whole("$name, mended", $conn, @id);
 	}

@@ -3,8 +3,8 @@
  *
  * The file that READ_FAULTS names says what fails, as "offset sendfile read once path"; while there is
  * no such file, nothing does.  "path" is how the name of the file ends that is read.  "sendfile" and
- * "read" are error numbers for sendfile() and pread() at the offset or behind it, 0 for none; a call
- * that begins before it gets what is before it.  Where "once" is 1, the first error removes the file:
+ * "read" are error numbers for sendfile() and pread(), preadv() too, at the offset or behind it, 0 for
+ * none; a call that begins before it gets what is before it.  Where "once" is 1, the first error removes the file:
  * that of pread() if it has one, else that of sendfile().  Each error adds a byte to a file of the
  * same name with ".seen" behind it.
  *
@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/sendfile.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 struct faults
@@ -121,6 +122,40 @@ pread(int fd, void *buffer, size_t count, off_t offset)
 		count = left;
 	}
 	return syscall(SYS_pread64, fd, buffer, count, offset);
+}
+
+ssize_t
+preadv(int fd, const struct iovec *places, int number, off_t offset)
+{
+	struct faults faults;
+
+	if (is_faulty(fd, &faults))
+	{
+		struct iovec fewer[IOV_MAX];
+		size_t		count = 0;
+		ssize_t		left;
+
+		for (int i = 0; i < number; i++)
+			count += places[i].iov_len;
+		left = before_fault(&faults, faults.read_error, 1, offset, count);
+		if (left < 0)
+			return -1;
+		for (int i = 0; i < number; i++)
+		{
+			fewer[i] = places[i];
+			if (fewer[i].iov_len > (size_t) left)
+				fewer[i].iov_len = left;
+			left -= fewer[i].iov_len;
+		}
+		return syscall(SYS_preadv, fd, fewer, number, (long) offset, 0L);
+	}
+	return syscall(SYS_preadv, fd, places, number, (long) offset, 0L);
+}
+
+ssize_t
+preadv64(int fd, const struct iovec *places, int number, off_t offset)
+{
+	return preadv(fd, places, number, offset);
 }
 
 ssize_t
