@@ -798,7 +798,8 @@ fn explain_limits(error: Error, jobs: usize, streaming: bool) -> Error {
     let limit = if error.message().contains("max_wal_senders") {
         "Increase max_wal_senders on the server, or use fewer jobs (-j)."
     } else {
-        "Use fewer jobs (-j) if the server, the role or the database has no connection left."
+        "Increase max_connections on the server, or use fewer jobs (-j), if no connection is left there, or \
+         none for the role or the database."
     };
     error.with_hint(format!("{needed} {limit}"))
 }

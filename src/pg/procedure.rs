@@ -87,16 +87,20 @@ pub fn run(
     let procedure = name.to_str().unwrap_or_default();
     match WAY.replace(Way::Nested) {
         // Another function that the CALL of some procedure came upon is nested too.
-        Way::Simple(function) if called.by_call && function == called.function => {}
+        Way::Simple(function) if function == called.function => {}
         Way::Extended => return Err(Error::ExtendedProtocol { procedure }),
         Way::Simple(_) | Way::Nested => return Err(Error::NestedCall { procedure }),
+    }
+    // SAFETY: looks at the state of transactions, and raises 25001 where a block is open.
+    unsafe { pg_sys::PreventInTransactionBlock(true, name.as_ptr()) };
+    if !called.by_call {
+        return Err(Error::NestedCall { procedure });
     }
     // SAFETY: the CALL is at top level, so that the only snapshots are its portal's, and its
     // transaction may be ended and another begun (ExecuteCallStmt, non-atomic). The memory context
     // is the portal's, which outlives transactions; it is put back, since ending a transaction
     // leaves another behind.
     unsafe {
-        pg_sys::PreventInTransactionBlock(true, name.as_ptr());
         let context = pg_sys::CurrentMemoryContext;
         pg_sys::ForgetPortalSnapshots();
         pg_sys::CommitTransactionCommand();
