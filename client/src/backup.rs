@@ -252,6 +252,7 @@ impl Backup<'_> {
                     pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
                     names: Names::of_server(u32::try_from(server_version).unwrap_or_default()),
                     verify: options.verify,
+                    behind: !options.discard && has_cores_to_spare(options.jobs),
                     past_libpq: options.past_libpq,
                     sync: options.sync != Sync::None,
                     backup: start.id,
@@ -781,6 +782,11 @@ fn peak_memory() -> Option<String> {
 
 fn no_pipe(error: &std::io::Error) -> Error {
     Error::local(format!("could not create pipe: {}", crate::error::os_message(error)))
+}
+
+/// Whether each of so many connections can have a second thread without taking a core from another.
+fn has_cores_to_spare(jobs: usize) -> bool {
+    std::thread::available_parallelism().is_ok_and(|cores| jobs * 2 <= cores.get())
 }
 
 /// A connection after the first that cannot be made is most often one too many.

@@ -291,7 +291,7 @@ impl Session {
             while let Some(event) = wire.next()? {
                 match event {
                     Event::CopyBegins => copying = true,
-                    Event::Data(bytes) if copying => sink.data(bytes)?,
+                    Event::Data(chunk) if copying => sink.data(chunk)?,
                     Event::Message(payload) if copying => sink.message(payload)?,
                     Event::CopyDone if copying => copying = false,
                     Event::Complete if !copying => complete = true,

@@ -13,6 +13,8 @@ mod abort;
 #[cfg(test)]
 mod allocations;
 mod backup;
+mod behind;
+mod chunk;
 mod cleanup;
 mod connection;
 mod error;

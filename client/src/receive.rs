@@ -9,6 +9,7 @@ use protocol::command::{FileRequest, Range};
 use protocol::frame::Compression;
 use protocol::{DigestAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
+use crate::chunk::{Chunk, Kept};
 use crate::error::{Error, Result};
 use pages::digest::Digest;
 
@@ -20,7 +21,11 @@ pub trait Sink {
     /// A file begins; what an earlier try left of it goes.
     fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()>;
     /// Its next bytes.
-    fn data(&mut self, bytes: &[u8]) -> Result<()>;
+    fn data(&mut self, chunk: Chunk<'_>) -> Result<()>;
+    /// Its next bytes, in pieces.
+    fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
+        pieces.iter().try_for_each(|piece| self.data(Chunk::from(&**piece)))
+    }
     /// It is complete, and its digest fits if the server made one.
     fn end(&mut self, file: usize, received: Received) -> Result<()>;
     /// It no longer exists on the server.
@@ -109,7 +114,7 @@ impl<'a> Receiver<'a> {
         let frame = Frame::decode(message).map_err(|error| self.violation(&error.to_string()))?;
         match frame {
             Frame::FileBegin(begin) => self.begin(&begin, sink),
-            Frame::Data(bytes) => self.data(bytes, sink),
+            Frame::Data(bytes) => self.data(Chunk::from(bytes), sink),
             Frame::FileEnd(end) => self.end(&end, sink),
             Frame::Vanished(path) => {
                 if self.open.is_some() {
@@ -178,8 +183,8 @@ impl<'a> Receiver<'a> {
     }
 
     /// Takes some bytes of a data frame.
-    pub fn data(&mut self, bytes: &[u8], sink: &mut impl Sink) -> Result<()> {
-        let length = bytes.len() as u64;
+    pub fn data(&mut self, chunk: Chunk<'_>, sink: &mut impl Sink) -> Result<()> {
+        let length = chunk.len() as u64;
         match &mut self.open {
             Some(open) if open.length - open.received >= length => open.received += length,
             Some(_) => return Err(self.violation("more data than announced")),
@@ -187,29 +192,29 @@ impl<'a> Receiver<'a> {
         }
         let Some(open) = &mut self.open else { return Ok(()) };
         let Some(pages) = &mut open.pages else {
-            open.digest.update(bytes);
-            return sink.data(bytes);
+            open.digest.update(&chunk);
+            return sink.data(chunk);
         };
         // The server's frames are of whole pages; nothing says that they must be.
-        let mut bytes = bytes;
+        let mut chunk = chunk;
         if !self.torn.is_empty() {
-            let (missing, rest) = bytes.split_at(bytes.len().min(BLOCK_SIZE - self.torn.len()));
-            self.torn.extend_from_slice(missing);
-            bytes = rest;
+            let (missing, rest) = chunk.split_at(chunk.len().min(BLOCK_SIZE - self.torn.len()));
+            self.torn.extend_from_slice(&missing);
+            chunk = rest;
             if self.torn.len() < BLOCK_SIZE {
                 return Ok(());
             }
             pages.verify(&self.torn);
             open.digest.update(&self.torn);
-            sink.data(&self.torn)?;
+            sink.data(Chunk::from(&self.torn[..]))?;
             self.torn.clear();
         }
-        let (whole, torn) = bytes.split_at(bytes.len() / BLOCK_SIZE * BLOCK_SIZE);
+        let (whole, torn) = chunk.split_at(chunk.len() / BLOCK_SIZE * BLOCK_SIZE);
         for step in whole.chunks(STEP) {
             pages.verify(step);
             open.digest.update(step);
         }
-        self.torn.extend_from_slice(torn);
+        self.torn.extend_from_slice(&torn);
         if whole.is_empty() { Ok(()) } else { sink.data(whole) }
     }
 
@@ -235,7 +240,7 @@ impl<'a> Receiver<'a> {
                 // What is no whole page cannot be right: the server shall say so.
                 suspects.push(pages.next);
                 open.digest.update(&self.torn);
-                sink.data(&self.torn)?;
+                sink.data(Chunk::from(&self.torn[..]))?;
             }
         }
         let digest = open.digest.finish();
@@ -313,8 +318,8 @@ mod tests {
             self.0.push(format!("begin {file} {:o}", begin.mode));
             Ok(())
         }
-        fn data(&mut self, bytes: &[u8]) -> Result<()> {
-            self.0.push(format!("data {}", bytes.len()));
+        fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
+            self.0.push(format!("data {}", chunk.len()));
             Ok(())
         }
         fn end(&mut self, file: usize, received: Received) -> Result<()> {
@@ -498,8 +503,8 @@ mod tests {
             fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()> {
                 self.0.begin(file, begin)
             }
-            fn data(&mut self, bytes: &[u8]) -> Result<()> {
-                self.1.extend_from_slice(bytes);
+            fn data(&mut self, bytes: Chunk<'_>) -> Result<()> {
+                self.1.extend_from_slice(&bytes);
                 Ok(())
             }
             fn end(&mut self, file: usize, received: Received) -> Result<()> {
@@ -531,7 +536,7 @@ mod tests {
         }));
         receiver.message(&begin, &mut keep).unwrap();
         for piece in content.chunks(step) {
-            receiver.data(piece, &mut keep).unwrap();
+            receiver.data(Chunk::from(piece), &mut keep).unwrap();
         }
         let end =
             FileEnd { bytes: length, checksum_failures: 0, algorithm: DigestAlgorithm::None, digest: &[] };

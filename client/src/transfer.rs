@@ -2,7 +2,7 @@
 //! coordinator does the same as every worker.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,8 @@ use protocol::{
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
+use crate::behind;
+use crate::chunk::{Chunk, Kept};
 use crate::connection::Session;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
@@ -76,6 +78,8 @@ pub struct Work<'a> {
     pub target: &'a Target,
     /// Write nothing at all.
     pub discard: bool,
+    /// Write on a thread of its own.
+    pub behind: bool,
     /// The backup.
     pub backup: BackupId,
     /// The manifest's digests.
@@ -143,7 +147,13 @@ impl Work<'_> {
         let wanted: Vec<FileRequest> = items.iter().map(|item| self.request(*item)).collect();
         let mut receiver = Receiver::new(&wanted, checks);
         let mut writer = Writer { work: self, items, wanted: &wanted, open: None, suspects: Vec::new() };
-        let outcome = self.transfer(session, &wanted, checks, None, &mut receiver, &mut writer);
+        let outcome = if self.behind {
+            behind::run(&mut writer, |front| {
+                self.transfer(session, &wanted, checks, None, &mut receiver, front)
+            })
+        } else {
+            self.transfer(session, &wanted, checks, None, &mut receiver, &mut writer)
+        };
         writer.forget();
         let mut suspects = writer.suspects.into_iter();
         let position = receiver.position();
@@ -374,8 +384,8 @@ impl<S: Sink> CopySink for Feed<'_, '_, S> {
         self.receiver.message(payload, self.sink)
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        self.receiver.data(bytes, self.sink)
+    fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        self.receiver.data(chunk, self.sink)
     }
 }
 
@@ -446,6 +456,26 @@ impl Writer<'_> {
         self.work.target.path(&self.wanted[file].path)
     }
 
+    /// The next bytes of the file that is open, by `write`.
+    fn write(&mut self, length: usize, write: impl FnOnce(&File, u64) -> io::Result<()>) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if let Some(file) = open.output.file() {
+            write(file, open.position).map_err(|error| {
+                Error::io("write to file", &self.work.target.path(&self.wanted[open.file].path), &error)
+            })?;
+        }
+        open.position += length as u64;
+        open.received += length as u64;
+        if self.work.sync && open.position - open.told >= WRITEBACK {
+            if let Some(file) = open.output.file() {
+                os::start_writeback(file, open.told, open.position - open.told);
+            }
+            open.told = open.position;
+        }
+        self.work.counters.received(length);
+        Ok(())
+    }
+
     /// A part of a file that has shrunk since it was listed is filled up.
     fn fill(&self, file: usize, part: &Part, received: &mut Received) -> Result<()> {
         let mut zeroed = Digest::new(self.work.algorithm);
@@ -500,23 +530,14 @@ impl Sink for Writer<'_> {
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(open) = &mut self.open else { return Ok(()) };
-        if let Some(output) = open.output.file() {
-            output.write_all_at(bytes, open.position).map_err(|error| {
-                Error::io("write to file", &self.work.target.path(&self.wanted[open.file].path), &error)
-            })?;
-        }
-        open.position += bytes.len() as u64;
-        open.received += bytes.len() as u64;
-        if self.work.sync && open.position - open.told >= WRITEBACK {
-            if let Some(file) = open.output.file() {
-                os::start_writeback(file, open.told, open.position - open.told);
-            }
-            open.told = open.position;
-        }
-        self.work.counters.received(bytes.len());
-        Ok(())
+    fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        self.write(chunk.len(), |file, position| file.write_all_at(&chunk, position))
+    }
+
+    fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
+        self.write(pieces.iter().map(|piece| piece.len()).sum(), |file, position| {
+            write_pieces(file, pieces, position)
+        })
     }
 
     fn end(&mut self, file: usize, mut received: Received) -> Result<()> {
@@ -547,6 +568,21 @@ impl Sink for Writer<'_> {
         self.forget();
         self.work.failed(self.items[file], &error)
     }
+}
+
+/// Writes pieces that follow each other, by as few system calls as it takes.
+fn write_pieces(file: &File, pieces: &[Kept], position: u64) -> io::Result<()> {
+    let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    // What is wrong with it is seen once more, where it is written alone.
+    let mut written = rustix::io::pwritev(file, &slices, position).unwrap_or(0);
+    let mut at = position;
+    for piece in pieces {
+        let done = written.min(piece.len());
+        written -= done;
+        file.write_all_at(&piece[done..], at + done as u64)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// Writes ranges over a file that was received before.
@@ -599,8 +635,8 @@ impl Sink for Patch<'_> {
         Ok(())
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        self.write(bytes)
+    fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        self.write(&chunk)
     }
 
     fn end(&mut self, file: usize, received: Received) -> Result<()> {
@@ -698,13 +734,21 @@ mod tests {
         size: usize,
         jobs: usize,
         discard: bool,
+        behind: bool,
         past_libpq: bool,
         path: &'static str,
         names: Names,
     }
 
-    const CASE: Case =
-        Case { size: 3 * BLOCK, jobs: 1, discard: false, past_libpq: true, path: PATH, names: Names::Strict };
+    const CASE: Case = Case {
+        size: 3 * BLOCK,
+        jobs: 1,
+        discard: false,
+        behind: false,
+        past_libpq: true,
+        path: PATH,
+        names: Names::Strict,
+    };
 
     fn fetch(case: &Case, answers: Vec<Vec<u8>>) -> Fetched {
         let place = tempfile::tempdir().unwrap();
@@ -724,6 +768,7 @@ mod tests {
             splits: &Splits::default(),
             target: &target,
             discard: case.discard,
+            behind: case.behind,
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: DigestAlgorithm::Crc32c,
             pages: Some(Lsn(u64::MAX)),
@@ -763,9 +808,9 @@ mod tests {
     #[test]
     fn a_page_that_was_torn_is_asked_for_again() {
         let (good, bad) = good_and_bad();
-        for past_libpq in [true, false] {
+        for (past_libpq, behind) in [(true, false), (false, false), (true, true), (false, true)] {
             let fetched = fetch(
-                &Case { past_libpq, ..CASE },
+                &Case { past_libpq, behind, ..CASE },
                 vec![
                     copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]),
                     copy(&[file(PATH, 3 * BLOCK as u64, 0, &good[..BLOCK])]),
@@ -824,8 +869,8 @@ mod tests {
         failed.extend(report(b'N', "WARNING", "01000", "trouble"));
         failed.extend(report(b'E', "ERROR", "58030", "could not read file"));
         failed.extend(ready());
-        for past_libpq in [true, false] {
-            let case = Case { past_libpq, ..CASE };
+        for (past_libpq, behind) in [(true, false), (false, false), (true, true), (false, true)] {
+            let case = Case { past_libpq, behind, ..CASE };
             let fetched = fetch(&case, vec![failed.clone(), copy(&[file(PATH, 3 * BLOCK as u64, 0, &good)])]);
             fetched.outcome.unwrap();
             assert_eq!(fetched.content.unwrap(), good, "libpq: {}", !past_libpq);
@@ -873,15 +918,16 @@ mod tests {
         let again = copy(&[file(PATH, now, length as u64, &[0; BLOCK])]);
         let answers =
             || vec![answer(0, &first), answer(length, &second), again.clone(), answer(2 * length, &[])];
-        let mut expected = vec![0; size];
-        let fetched = fetch(&Case { size, jobs: 2, ..CASE }, answers());
-        fetched.outcome.unwrap();
-        assert!(fetched.complete);
-        expected.truncate(size);
-        assert!(fetched.content.unwrap() == expected);
-        assert!(fetched.manifest.contains(&crc(&expected)), "{}", fetched.manifest);
-        assert!(fetched.manifest.contains(&format!("\"Size\": {size},")));
-        assert_eq!(fetched.counters.done().1, 1);
+        let expected = vec![0; size];
+        for behind in [false, true] {
+            let fetched = fetch(&Case { size, jobs: 2, behind, ..CASE }, answers());
+            fetched.outcome.unwrap();
+            assert!(fetched.complete);
+            assert!(fetched.content.unwrap() == expected);
+            assert!(fetched.manifest.contains(&crc(&expected)), "{}", fetched.manifest);
+            assert!(fetched.manifest.contains(&format!("\"Size\": {size},")));
+            assert_eq!(fetched.counters.done().1, 1);
+        }
 
         let gone = copy(&[frame(&Frame::Vanished(PATH.as_bytes()))]);
         let fetched = fetch(&Case { size, jobs: 2, ..CASE }, vec![answer(0, &first), gone.clone(), gone]);

@@ -5,8 +5,11 @@
 //! while a transfer runs, and this module says what came. File bytes are handed over as they arrive,
 //! in whole pages as far as the frames have them, and those of several frames together; all else whole.
 
+use std::sync::Arc;
+
 use protocol::frame::DATA_TAG;
 
+use crate::chunk::Chunk;
 use crate::error::{Error, Result};
 
 /// Bytes read at once: several times what a Unix socket takes in one piece, and still in the
@@ -27,7 +30,7 @@ pub trait CopySink {
     /// One CopyData message, whole.
     fn message(&mut self, payload: &[u8]) -> Result<()>;
     /// Some bytes of a data frame; a frame may come in several pieces.
-    fn data(&mut self, bytes: &[u8]) -> Result<()>;
+    fn data(&mut self, chunk: Chunk<'_>) -> Result<()>;
 }
 
 /// What the server said.
@@ -38,7 +41,7 @@ pub enum Event<'a> {
     /// A CopyData message, whole.
     Message(&'a [u8]),
     /// Some bytes of a CopyData message that is a data frame.
-    Data(&'a [u8]),
+    Data(Chunk<'a>),
     /// CopyDone.
     CopyDone,
     /// CommandComplete.
@@ -67,13 +70,40 @@ pub struct Report {
 /// The buffer and where in it, and in the stream, we are.
 #[derive(Debug)]
 pub struct Wire {
-    memory: Vec<u8>,
-    /// The first aligned byte.
-    base: usize,
+    buffer: Buffer,
+    /// Those that somebody kept bytes of, to be used again.
+    others: Vec<Buffer>,
     /// What was read and not taken yet.
     start: usize,
     end: usize,
     rest: Rest,
+}
+
+/// What is read into.
+#[derive(Debug)]
+struct Buffer {
+    memory: Arc<Vec<u8>>,
+    /// The first aligned byte.
+    base: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        let memory = vec![0; READ + 3 * ALIGNMENT];
+        // Room before it for the head of a frame whose bytes are then aligned.
+        let base = memory.as_ptr().align_offset(ALIGNMENT) % ALIGNMENT + ALIGNMENT;
+        Self { memory: Arc::new(memory), base }
+    }
+
+    /// Whether somebody keeps bytes of it.
+    fn is_kept(&mut self) -> bool {
+        Arc::get_mut(&mut self.memory).is_none()
+    }
+
+    /// Never a copy: it is asked for where nobody keeps any of it.
+    fn bytes(&mut self) -> &mut Vec<u8> {
+        Arc::make_mut(&mut self.memory)
+    }
 }
 
 /// What is left of a message that is not gathered whole.
@@ -89,10 +119,9 @@ enum Rest {
 impl Wire {
     /// Nothing was read yet.
     pub fn new() -> Self {
-        let memory = vec![0; READ + 3 * ALIGNMENT];
-        // Room before it for the head of a frame whose bytes are then aligned.
-        let base = memory.as_ptr().align_offset(ALIGNMENT) % ALIGNMENT + ALIGNMENT;
-        Self { memory, base, start: base, end: base, rest: Rest::Nothing }
+        let buffer = Buffer::new();
+        let base = buffer.base;
+        Self { buffer, others: Vec::new(), start: base, end: base, rest: Rest::Nothing }
     }
 
     /// Whether everything that was read has been taken.
@@ -103,21 +132,30 @@ impl Wire {
     /// Where to read to, never empty once `next` has found nothing more.
     pub fn space(&mut self) -> &mut [u8] {
         let left = self.end - self.start;
-        let limit = self.base + READ;
-        if left == 0 || self.end > self.base + READ / 2 {
-            let begin = if self.rest == Rest::Nothing { self.base - DATA_HEAD } else { self.base };
+        let head = if self.rest == Rest::Nothing { DATA_HEAD } else { 0 };
+        if self.buffer.is_kept() {
+            let free = self.others.iter_mut().position(|other| !other.is_kept());
+            let mut next = free.map_or_else(Buffer::new, |place| self.others.swap_remove(place));
+            let begin = next.base - head;
+            next.bytes()[begin..begin + left].copy_from_slice(&self.buffer.memory[self.start..self.end]);
+            self.others.push(std::mem::replace(&mut self.buffer, next));
+            self.start = begin;
+            self.end = begin + left;
+        } else if left == 0 || self.end > self.buffer.base + READ / 2 {
+            let begin = self.buffer.base - head;
             if self.start > begin {
-                self.memory.copy_within(self.start..self.end, begin);
+                self.buffer.bytes().copy_within(self.start..self.end, begin);
                 self.start = begin;
                 self.end = begin + left;
             }
         }
-        &mut self.memory[self.end..limit]
+        let limit = self.buffer.base + READ;
+        &mut self.buffer.bytes()[self.end..limit]
     }
 
     /// Whether there is better use for the time than to read more.
     pub fn is_full(&self) -> bool {
-        self.base + READ - self.end < READ / 8
+        self.buffer.base + READ - self.end < READ / 8
     }
 
     /// So many bytes were read.
@@ -149,14 +187,14 @@ impl Wire {
                     self.start += count;
                     if count < left {
                         self.rest = Rest::Data(left - count);
-                        return Ok(Some(Event::Data(&self.memory[begin..self.start])));
+                        return Ok(Some(Event::Data(Chunk::of(&self.buffer.memory, begin..self.start))));
                     }
                     self.rest = Rest::Nothing;
                     let end = self.join(self.start);
-                    return Ok(Some(Event::Data(&self.memory[begin..end])));
+                    return Ok(Some(Event::Data(Chunk::of(&self.buffer.memory, begin..end))));
                 }
             }
-            let there = &self.memory[self.start..self.end];
+            let there = &self.buffer.memory[self.start..self.end];
             let Some((&[tag, a, b, c, d], body)) = there.split_first_chunk::<5>() else { return Ok(None) };
             let announced = u32::from_be_bytes([a, b, c, d]) as usize;
             let Some(length) = announced.checked_sub(4) else { return Err(lost_track()) };
@@ -165,7 +203,7 @@ impl Wire {
                 if kind == DATA_TAG {
                     self.start += DATA_HEAD;
                     if length == 1 {
-                        return Ok(Some(Event::Data(&[])));
+                        return Ok(Some(Event::Data(Chunk::from(&[][..]))));
                     }
                     self.rest = Rest::Data(length - 1);
                     continue;
@@ -185,7 +223,7 @@ impl Wire {
             }
             let begin = self.start + 5;
             self.start = begin + length;
-            let body = &self.memory[begin..self.start];
+            let body = &self.buffer.memory[begin..self.start];
             return Ok(Some(match tag {
                 b'd' => Event::Message(body),
                 b'H' => Event::CopyBegins,
@@ -201,10 +239,12 @@ impl Wire {
     }
 
     /// Moves the bytes of data frames that have come whole to `end`, where those of the one before
-    /// them end; returns where they end then. It is cheaper than to write each frame's alone.
+    /// them end; returns where they end then. It is cheaper than to write each frame's alone. Where
+    /// somebody keeps bytes of this buffer, nothing is moved.
     fn join(&mut self, mut end: usize) -> usize {
+        let Some(memory) = Arc::get_mut(&mut self.buffer.memory) else { return end };
         while let Some((&[b'd', a, b, c, d, DATA_TAG], _)) =
-            self.memory[self.start..self.end].split_first_chunk::<DATA_HEAD>()
+            memory[self.start..self.end].split_first_chunk::<DATA_HEAD>()
         {
             let begin = self.start + DATA_HEAD;
             // The length counts itself and the frame's type; nonsense is left to `next` to find.
@@ -212,7 +252,7 @@ impl Wire {
             if length > self.end - begin {
                 break;
             }
-            self.memory.copy_within(begin..begin + length, end);
+            memory.copy_within(begin..begin + length, end);
             end += length;
             self.start = begin + length;
         }
@@ -348,7 +388,7 @@ mod tests {
         loop {
             while let Some(event) = wire.next()? {
                 if let Event::Data(bytes) = event {
-                    for byte in bytes {
+                    for byte in bytes.iter() {
                         assert_eq!(*byte, (data % 251) as u8, "at {data}");
                         data += 1;
                     }
@@ -429,7 +469,7 @@ mod tests {
         let mut wire = Wire::new();
         wire.space()[..stream.len()].copy_from_slice(&stream);
         wire.filled(stream.len());
-        assert_eq!(wire.next().unwrap(), Some(Event::Data(&content)));
+        assert_eq!(wire.next().unwrap(), Some(Event::Data(Chunk::from(&content[..]))));
         assert_eq!(wire.next().unwrap(), None);
 
         let mut stream = frame(&Frame::Data(b"abc"));
@@ -437,8 +477,40 @@ mod tests {
         wire = Wire::new();
         wire.space()[..stream.len()].copy_from_slice(&stream);
         wire.filled(stream.len());
-        assert_eq!(wire.next().unwrap(), Some(Event::Data(b"abc")));
+        assert_eq!(wire.next().unwrap(), Some(Event::Data(Chunk::from(&b"abc"[..]))));
         assert_eq!(wire.next().unwrap_err().message(), "lost synchronization with server");
+    }
+
+    #[test]
+    fn bytes_that_are_kept_stay() {
+        let content: Vec<u8> = (0..100 * PIECE + 50).map(|at| (at % 251) as u8).collect();
+        let mut stream = Vec::new();
+        for length in [PIECE, 40 * PIECE] {
+            stream.extend(content.chunks(length).flat_map(|bytes| frame(&Frame::Data(bytes))));
+        }
+        for step in [1000, 50_000, usize::MAX] {
+            let mut wire = Wire::new();
+            let mut kept = Vec::new();
+            let mut rest = &stream[..];
+            while !rest.is_empty() {
+                let space = wire.space();
+                let count = space.len().min(rest.len()).min(step);
+                space[..count].copy_from_slice(&rest[..count]);
+                rest = &rest[count..];
+                wire.filled(count);
+                while let Some(event) = wire.next().unwrap() {
+                    let Event::Data(chunk) = event else { panic!("{event:?}") };
+                    kept.push(chunk.keep());
+                }
+            }
+            let all: Vec<u8> = kept.iter().flat_map(|bytes| bytes.to_vec()).collect();
+            assert!(all == [&content[..], &content[..]].concat(), "{step} at a time");
+            // And what is kept no longer is used again.
+            let buffers = wire.others.len();
+            kept.clear();
+            wire.space();
+            assert!(wire.others.len() <= buffers);
+        }
     }
 
     #[test]
