@@ -27,7 +27,7 @@ use crate::route;
 use crate::split::Splits;
 use crate::sync;
 use crate::target::{Modes, Target};
-use crate::transfer::{SharedManifest, Work, manifest_error, may_split};
+use crate::transfer::{BEHIND, SharedManifest, Work, manifest_error, may_split};
 use crate::wal::{self, SegmentSize};
 use crate::walstream::{self, End, Plan, quoted_identifier};
 use pages::digest::Digest;
@@ -252,7 +252,7 @@ impl Backup<'_> {
                     pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
                     names: Names::of_server(u32::try_from(server_version).unwrap_or_default()),
                     verify: options.verify,
-                    behind: !options.discard && has_cores_to_spare(options.jobs),
+                    behind: (!options.discard && has_cores_to_spare(options.jobs)).then_some(BEHIND),
                     past_libpq: options.past_libpq,
                     sync: options.sync != Sync::None,
                     backup: start.id,

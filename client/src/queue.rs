@@ -270,6 +270,11 @@ impl Queue {
         BackupPath::from_bytes(name).unwrap_or_else(|_| unreachable!("names in the list were paths"))
     }
 
+    /// How many bytes an item has, as listed.
+    pub fn size(&self, item: Item) -> u64 {
+        item.part.map_or(self.list.files[item.file].size, |part| part.length)
+    }
+
     /// The next batch; waits for one up to `patience` if others' work may still come back.
     pub fn take(&self, turn: &mut Turn, patience: Duration) -> Take {
         let mut state = self.lock();

@@ -59,6 +59,10 @@ const WRITEBACK: u64 = 8 << 20;
 /// Files below that are left to the fsync at the end.
 const WRITEBACK_MINIMUM: u64 = 128 << 10;
 
+/// Fewest bytes of a file, on average in a batch, that is worth a thread of its own to write it: to hand
+/// a small one over takes longer than that.
+pub const BEHIND: u64 = 1 << 20;
+
 /// Zeroes for where a file has shrunk.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -78,8 +82,8 @@ pub struct Work<'a> {
     pub target: &'a Target,
     /// Write nothing at all.
     pub discard: bool,
-    /// Write on a thread of its own.
-    pub behind: bool,
+    /// From so many bytes a file on they are written on a thread of its own.
+    pub behind: Option<u64>,
     /// The backup.
     pub backup: BackupId,
     /// The manifest's digests.
@@ -147,7 +151,8 @@ impl Work<'_> {
         let wanted: Vec<FileRequest> = items.iter().map(|item| self.request(*item)).collect();
         let mut receiver = Receiver::new(&wanted, checks);
         let mut writer = Writer { work: self, items, wanted: &wanted, open: None, suspects: Vec::new() };
-        let outcome = if self.behind {
+        let bytes: u64 = items.iter().map(|item| self.queue.size(*item)).sum();
+        let outcome = if self.behind.is_some_and(|least| bytes >= least * items.len() as u64) {
             behind::run(&mut writer, |front| {
                 self.transfer(session, &wanted, checks, None, &mut receiver, front)
             })
@@ -768,7 +773,7 @@ mod tests {
             splits: &Splits::default(),
             target: &target,
             discard: case.discard,
-            behind: case.behind,
+            behind: case.behind.then_some(0),
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: DigestAlgorithm::Crc32c,
             pages: Some(Lsn(u64::MAX)),
