@@ -270,8 +270,16 @@ impl Here {
         if self.init_forks.is_none() {
             let mut found = HashSet::new();
             let read = |error: Errno| Error::io("read directory", &self.relative, error.into());
-            for entry in Dir::read_from(&self.directory).map_err(read)? {
-                let entry = entry.map_err(read)?;
+            // A directory that was removed since has nothing left, and says so in either place.
+            let entries = match Dir::read_from(&self.directory) {
+                Err(Errno::NOENT) => None,
+                other => Some(other.map_err(read)?),
+            };
+            for entry in entries.into_iter().flatten() {
+                let entry = match entry {
+                    Err(Errno::NOENT) => break,
+                    other => other.map_err(read)?,
+                };
                 let name = entry.file_name().to_bytes();
                 if name.ends_with(INIT_FORK_SUFFIX) {
                     found.insert(name.to_owned());
@@ -347,6 +355,20 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn a_directory_that_goes_while_it_is_walked() {
+        let path = std::env::temp_dir().join(format!("pg_parallel_backup_gone_{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("16384_init"), b"").unwrap();
+        let open = || Here::open(&path, b"base/5".to_vec()).unwrap();
+        assert_eq!(open().unwrap().init_forks().unwrap().len(), 1);
+        let mut here = open().unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        assert!(here.init_forks().unwrap().is_empty());
+        assert!(here.status(b"16384").is_err_and(|error| is_gone(&error)));
+        assert!(open().is_none());
     }
 
     #[test]

@@ -206,6 +206,9 @@ fn send_direct(
     let mut done = 0;
     while done < content.length {
         poll(outbox, pace)?;
+        if pace.is_limited() {
+            outbox.flush();
+        }
         let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
         pace.throttle(length as u64)?;
         reader.prepare(content.offset + done, length);
