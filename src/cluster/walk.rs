@@ -270,16 +270,9 @@ impl Here {
         if self.init_forks.is_none() {
             let mut found = HashSet::new();
             let read = |error: Errno| Error::io("read directory", &self.relative, error.into());
-            // A directory that was removed since has nothing left, and says so in either place.
-            let entries = match Dir::read_from(&self.directory) {
-                Err(Errno::NOENT) => None,
-                other => Some(other.map_err(read)?),
-            };
-            for entry in entries.into_iter().flatten() {
-                let entry = match entry {
-                    Err(Errno::NOENT) => break,
-                    other => other.map_err(read)?,
-                };
+            // A directory that was removed since has no entries, and that is no error.
+            for entry in Dir::read_from(&self.directory).map_err(read)? {
+                let entry = entry.map_err(read)?;
                 let name = entry.file_name().to_bytes();
                 if name.ends_with(INIT_FORK_SUFFIX) {
                     found.insert(name.to_owned());
