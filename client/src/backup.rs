@@ -352,7 +352,8 @@ impl Backup<'_> {
         let command = Command::StartBackup(StartBackup {
             label: self.options.label.clone(),
             checkpoint: self.options.checkpoint,
-            progress: self.options.estimate_size,
+            // The list says it all, with no walk of its own.
+            progress: false,
             verify_checksums: self.options.verify_checksums,
             max_rate: self.options.max_rate,
         });

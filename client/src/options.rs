@@ -53,8 +53,6 @@ pub struct Options {
     pub discard: bool,
     /// Read transfers from the socket without libpq, where that can be.
     pub past_libpq: bool,
-    /// Whether the server estimates sizes for its own progress view.
-    pub estimate_size: bool,
     /// How to connect.
     pub connection: ConnectionOptions,
 }
@@ -243,7 +241,7 @@ struct Arguments {
     /// Write every file name of the manifest in hex
     #[arg(long, help_heading = GENERAL)]
     manifest_force_encode: bool,
-    /// Do not have the server estimate the size of the backup
+    /// Accepted; the server never walks the cluster to estimate, since the list has all sizes
     #[arg(long, help_heading = GENERAL)]
     no_estimate_size: bool,
     /// Write no backup manifest
@@ -477,7 +475,6 @@ fn check(raw: Arguments) -> Result<Options> {
         verify,
         discard: raw.discard,
         past_libpq: !raw.through_libpq,
-        estimate_size: !raw.no_estimate_size,
         connection: ConnectionOptions {
             conninfo: raw.dbname,
             host: raw.host,
@@ -617,7 +614,7 @@ mod tests {
             options.manifest,
             Some(ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false })
         );
-        assert!(options.estimate_size && options.verify_checksums && options.past_libpq);
+        assert!(options.verify_checksums && options.past_libpq);
         assert!(options.verify.is_none() && !options.discard);
         assert_eq!(options.connection, ConnectionOptions::default());
     }

@@ -11,7 +11,7 @@ use crate::backup::handle::Handle;
 use crate::cluster::Layout;
 use crate::cluster::walk::{Entry, Visitor, Walk};
 use crate::error::{Error, Result};
-use crate::pg::{backup, interrupt, report, server, walsender};
+use crate::pg::{backup, interrupt, progress, report, server, walsender};
 use crate::stream::rows::ResultSet;
 
 /// Lists the files of a running backup, or of the cluster as it is for an estimate.
@@ -34,8 +34,13 @@ fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
         directory_mode: server::directory_mode(),
         wal_directories: server::WAL_DIRECTORIES,
     };
-    let mut rows = Rows { set: ResultSet::begin(reply::FILE_LIST), handle };
+    let mut rows = Rows { set: ResultSet::begin(reply::FILE_LIST), handle, bytes: 0 };
     walk.run(&mut rows)?;
+    if let Some(handle) = handle {
+        // What PROGRESS of START_BACKUP walks the whole tree for.
+        handle.slot.set_total(rows.bytes);
+        progress::set_total(Some(rows.bytes));
+    }
     rows.set.end();
     Ok(())
 }
@@ -44,6 +49,8 @@ fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
 struct Rows<'a> {
     set: ResultSet,
     handle: Option<&'a Handle>,
+    /// In all files so far.
+    bytes: u64,
 }
 
 impl Visitor for Rows<'_> {
@@ -61,6 +68,7 @@ impl Visitor for Rows<'_> {
     }
 
     fn entry(&mut self, entry: Entry<'_>) -> Result<()> {
+        self.bytes += entry.size;
         let kind = if entry.directory { "d" } else { "f" };
         let values = [
             encode(entry.path),

@@ -5,6 +5,7 @@ use warnings FATAL => 'all';
 
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
+use List::Util qw(sum);
 use Test::More;
 use ParallelBackup::Connection;
 use ParallelBackup::RawBackup;
@@ -113,7 +114,16 @@ is($node->safe_psql('postgres',
 {
 	my $conn = connection($node);
 	my $start = start_backup($conn);
-	is(row('total IS NULL, max_rate IS NULL, label', $start->{backup_id}), 't|t|base backup', 'unknown is null');
+	my $id = $start->{backup_id};
+	is(row('total IS NULL, max_rate IS NULL, label', $id), 't|t|base backup', 'unknown is null');
+	# The list says what it comes to, whoever asks for it.
+	my $worker = connection($node);
+	my $bytes = sum(map { $_->{size} } list_files($worker, BACKUP_ID => $id));
+	is(row('total', $id), $bytes, 'the total is known after a list');
+	list_files($conn);
+	my $own = 'SELECT backup_total FROM pg_stat_progress_basebackup WHERE pid = ' . $conn->pid;
+	cmp_ok($node->safe_psql('postgres', $own), '>=', $bytes, "and in the coordinator's progress after its own");
+	$worker->close;
 	stop_backup($conn);
 	$conn->close;
 }
