@@ -20,7 +20,7 @@ use crate::manifest::{Manifest, WalRange};
 use crate::options::{Options, Slot, Sync, Wal};
 use crate::pq::{Answer, Status};
 use crate::progress::{self, Counters};
-use crate::queue::{FileList, Queue};
+use crate::queue::Queue;
 use crate::recovery;
 use crate::report;
 use crate::route;
@@ -245,7 +245,7 @@ impl Backup<'_> {
                 &mut workers,
                 &start,
                 Work {
-                    queue: &Queue::new(FileList::default(), 1, false),
+                    queue: &Queue::new(options.jobs, may_split(algorithm)),
                     splits: &Splits::default(),
                     target: &target,
                     discard: options.discard,
@@ -456,11 +456,8 @@ impl Backup<'_> {
         start: &Start,
         work: Work<'_>,
     ) -> Result<Stop> {
-        let list = self.list(coordinator, start.id, work.target)?;
-        let queue = Queue::new(list, self.options.jobs, may_split(work.algorithm));
-        let work = Work { queue: &queue, ..work };
         let jobs = workers.len();
-        self.fetch(&work, coordinator, workers)?;
+        self.fetch(&work, coordinator, workers, |coordinator| self.list(coordinator, &work))?;
         let lost_workers = workers.len() < jobs;
 
         let stop = self.stop(coordinator, start.id, lost_workers)?;
@@ -470,7 +467,7 @@ impl Backup<'_> {
         let (bytes, _) = work.counters.done();
         self.say(format_args!(
             "received {bytes} bytes in {} files; the server sent {} bytes in {} files",
-            queue.len(),
+            work.queue.len(),
             stop.totals.1,
             stop.totals.0
         ));
@@ -481,12 +478,12 @@ impl Backup<'_> {
     }
 
     /// The file list: directories are made as they come, files are remembered.
-    fn list(&self, coordinator: &mut Session, id: BackupId, target: &Target) -> Result<FileList> {
-        let command = Command::SendFileList(SendFileList { backup_id: Some(id), ..SendFileList::default() });
+    fn list(&self, coordinator: &mut Session, work: &Work<'_>) -> Result<()> {
+        let command =
+            Command::SendFileList(SendFileList { backup_id: Some(work.backup), ..SendFileList::default() });
         let doing = |error: Error| error.context("could not get file list");
         coordinator.send_command(&command).map_err(doing)?;
         coordinator.row_by_row().map_err(doing)?;
-        let mut list = FileList::default();
         let mut checked = false;
         let mut ended = false;
         while let Some(answer) = coordinator.result().map_err(doing)? {
@@ -501,7 +498,7 @@ impl Backup<'_> {
                 checked = true;
             }
             for row in 0..answer.rows() {
-                add_listed(&answer, row, (!self.options.discard).then_some(target), &mut list)?;
+                add_listed(&answer, row, work)?;
             }
             self.abort.check()?;
         }
@@ -509,12 +506,18 @@ impl Backup<'_> {
         if !ended {
             return Err(Error::local("server sent an incomplete file list"));
         }
-        Ok(list)
+        Ok(())
     }
 
-    /// Empties a queue over all connections; those that were lost are gone from `workers`.
-    fn fetch(&self, work: &Work<'_>, coordinator: &mut Session, workers: &mut Vec<Session>) -> Result<()> {
-        work.counters.expect(work.queue.len(), work.queue.bytes());
+    /// Fills a queue by `list`, and empties it over all connections, the workers' from the beginning;
+    /// those that were lost are gone from `workers`.
+    fn fetch(
+        &self,
+        work: &Work<'_>,
+        coordinator: &mut Session,
+        workers: &mut Vec<Session>,
+        list: impl FnOnce(&mut Session) -> Result<()>,
+    ) -> Result<()> {
         let alive = std::thread::scope(|scope| {
             let threads: Vec<_> = workers
                 .drain(..)
@@ -538,14 +541,22 @@ impl Backup<'_> {
                     })
                 })
                 .collect();
-            if let Err(error) = work.run(coordinator) {
-                // With the coordinator the backup itself is gone.
-                let error = match error.kind() {
-                    Kind::Connection => error.context("lost the connection that coordinates the backup"),
-                    Kind::Server(_) => error.context("could not fetch files"),
-                    _ => error,
-                };
-                self.abort.fail(error.fatal());
+            let _guard = PanicGuard(self.abort);
+            if let Err(error) = list(coordinator) {
+                self.abort.fail(error);
+                work.queue.abandon();
+            } else {
+                work.queue.complete();
+                work.counters.expect(work.queue.len(), work.queue.bytes());
+                if let Err(error) = work.run(coordinator) {
+                    // With the coordinator the backup itself is gone.
+                    let error = match error.kind() {
+                        Kind::Connection => error.context("lost the connection that coordinates the backup"),
+                        Kind::Server(_) => error.context("could not fetch files"),
+                        _ => error,
+                    };
+                    self.abort.fail(error.fatal());
+                }
             }
             threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect::<Vec<_>>()
         });
@@ -624,7 +635,7 @@ impl Backup<'_> {
             (start.timeline, start.position),
             (stop.timeline, stop.position),
         )?;
-        let mut list = FileList::default();
+        let queue = Queue::new(self.options.jobs, false);
         for name in &stop.wal_files {
             let size = match name.as_bytes() {
                 segment if wal::is_segment(segment) => start.segment_size.bytes(),
@@ -633,11 +644,10 @@ impl Backup<'_> {
             };
             let path = BackupPath::from_bytes(format!("pg_wal/{name}"))
                 .map_err(|error| Error::local(format!("unexpected WAL file name \"{name}\": {error}")))?;
-            list.push(&path, size);
+            queue.push(&path, size);
         }
-        let queue = Queue::new(list, self.options.jobs, false);
         let work = Work { queue: &queue, ..*work };
-        self.fetch(&work, coordinator, workers)?;
+        self.fetch(&work, coordinator, workers, |_| Ok(()))?;
         // Marked as archived, or a copy that is promoted would archive them once more.
         for name in &stop.wal_files {
             let done = format!("pg_wal/archive_status/{name}.done");
@@ -684,7 +694,7 @@ impl Backup<'_> {
     }
 }
 
-fn add_listed(answer: &Answer, row: usize, target: Option<&Target>, list: &mut FileList) -> Result<()> {
+fn add_listed(answer: &Answer, row: usize, work: &Work<'_>) -> Result<()> {
     let name = bytes(answer, row, 0)?;
     let path = BackupPath::parse(name).map_err(|error| {
         Error::local(format!(
@@ -693,15 +703,13 @@ fn add_listed(answer: &Answer, row: usize, target: Option<&Target>, list: &mut F
         ))
     })?;
     match bytes(answer, row, 1)? {
-        b"d" => match target {
-            Some(target) => target.make_listed(&path, number(answer, row, 4)?),
-            None => Ok(()),
-        },
+        b"d" if work.discard => Ok(()),
+        b"d" => work.target.make_listed(&path, number(answer, row, 4)?),
         b"f" => {
             if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes()) {
                 return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
             }
-            list.push(&path, number(answer, row, 2)?);
+            work.queue.push(&path, number(answer, row, 2)?);
             Ok(())
         }
         other => Err(Error::local(format!(

@@ -241,7 +241,7 @@ struct Arguments {
     /// Write every file name of the manifest in hex
     #[arg(long, help_heading = GENERAL)]
     manifest_force_encode: bool,
-    /// Accepted; the server never walks the cluster to estimate, since the list has all sizes
+    /// Accepted: the server estimates nothing, the list has all sizes
     #[arg(long, help_heading = GENERAL)]
     no_estimate_size: bool,
     /// Write no backup manifest

@@ -55,20 +55,26 @@ impl Counters {
         (self.done.load(Ordering::Relaxed), self.files_done.load(Ordering::Relaxed))
     }
 
-    /// Files may have grown since they were listed: the total is never less than what came.
-    fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed).max(self.done.load(Ordering::Relaxed))
+    /// Bytes to be received; unknown while the list is still coming. Files may have grown since they
+    /// were listed: the total is never less than what came.
+    fn total(&self) -> Option<u64> {
+        let total = self.total.load(Ordering::Relaxed).max(self.done.load(Ordering::Relaxed));
+        (self.files_total.load(Ordering::Relaxed) > 0).then_some(total)
     }
 
     fn line(&self) -> String {
-        let (done, total) = (self.done().0 / 1024, self.total() / 1024);
+        let done = self.done().0 / 1024;
+        let Some(total) = self.total().map(|total| total / 1024) else {
+            return format!("{done} kB, {}", self.files());
+        };
         let percent = (done * 100).checked_div(total).unwrap_or(100);
         let width = total.to_string().len();
-        format!(
-            "{done:width$}/{total} kB ({percent}%), {}/{} files",
-            self.files_done.load(Ordering::Relaxed),
-            self.files_total.load(Ordering::Relaxed)
-        )
+        format!("{done:width$}/{total} kB ({percent}%), {}", self.files())
+    }
+
+    fn files(&self) -> String {
+        let (done, total) = (self.done().1, self.files_total.load(Ordering::Relaxed));
+        if total > 0 { format!("{done}/{total} files") } else { format!("{done} files") }
     }
 }
 
@@ -114,7 +120,7 @@ pub fn show(counters: &Counters, stop: &Stop) {
 }
 
 fn show_bar(counters: &Counters, stop: &Stop) {
-    let bar = ProgressBar::with_draw_target(Some(counters.total()), ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(counters.total(), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template(
         "{wide_bar} {percent:>3}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left, {msg}",
     ) {
@@ -123,13 +129,11 @@ fn show_bar(counters: &Counters, stop: &Stop) {
     report::set_bar(Some(bar.clone()));
     loop {
         let stopped = stop.wait(BAR_EVERY);
-        bar.set_length(counters.total());
+        if let Some(total) = counters.total() {
+            bar.set_length(total);
+        }
         bar.set_position(counters.done().0);
-        bar.set_message(format!(
-            "{}/{} files",
-            counters.files_done.load(Ordering::Relaxed),
-            counters.files_total.load(Ordering::Relaxed)
-        ));
+        bar.set_message(counters.files());
         if stopped {
             break;
         }
@@ -147,14 +151,15 @@ mod tests {
     #[test]
     fn lines() {
         let counters = Counters::default();
-        counters.expect(3, 200 << 10);
+        assert_eq!(counters.line(), "0 kB, 0 files");
         counters.received(50 << 10);
         counters.file();
+        assert_eq!(counters.line(), "50 kB, 1 files");
+        counters.expect(3, 200 << 10);
         assert_eq!(counters.line(), " 50/200 kB (25%), 1/3 files");
         counters.lost(40 << 10);
         assert_eq!(counters.line(), " 10/200 kB (5%), 1/3 files");
         counters.received(400 << 10);
         assert_eq!(counters.line(), "410/410 kB (100%), 1/3 files");
-        assert_eq!(Counters::default().line(), "0/0 kB (100%), 0/0 files");
     }
 }

@@ -5,12 +5,18 @@
 //! more than a connection's share of what is left, in parts. Who began a file goes on with its parts;
 //! others join in only when nothing else is left, since file systems let one process at a time write
 //! to a file. Connections are spread over the tablespaces, since these are often disks of their own.
+//!
+//! While the list of files is still coming nobody knows which is the largest: until then only small
+//! ones are given out, so that the other connections need not wait for the one that lists.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
+
+use hashbrown::HashTable;
 
 use pages::page::BLOCK_SIZE;
 use pages::relation;
@@ -24,6 +30,9 @@ const MAX_BATCH: u64 = 64 << 20;
 /// Fewest bytes in a batch, as long as there are files: below that, round trips cost more than an
 /// uneven end.
 const MIN_BATCH: u64 = 1 << 20;
+
+/// Files from here on wait until the list is complete.
+const EARLY_LIMIT: u64 = 1 << 20;
 
 /// What a file costs beside its bytes: opening, a frame or two, an fsync.
 const FILE_COST: u64 = 16 << 10;
@@ -43,12 +52,15 @@ pub const TRIES: u8 = 3;
 /// The files of a backup: names in one buffer and records of 24 bytes, because there may be
 /// millions.
 #[derive(Debug, Default)]
-pub struct FileList {
+struct FileList {
     names: Vec<u8>,
     files: Vec<File>,
     bytes: u64,
     /// Where files lie: the data directory, or an entry of pg_tblspc.
     spaces: Vec<Vec<u8>>,
+    /// The files by their names, until the list is complete.
+    known: HashTable<FileNumber>,
+    hasher: RandomState,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -60,40 +72,34 @@ struct File {
 }
 
 impl FileList {
-    /// Adds a file.
-    pub fn push(&mut self, path: &BackupPath, size: u64) {
+    /// Adds a file; `None` where it is listed already: a directory that changes while it is read can
+    /// show a name again.
+    fn push(&mut self, path: &BackupPath, size: u64) -> Option<FileNumber> {
         let name = path.as_bytes();
+        let Self { names, files, known, hasher, .. } = self;
+        let hash = hasher.hash_one(name);
+        if known.find(hash, |file| names[files[*file].range()] == *name).is_some() {
+            return None;
+        }
+        let number = files.len();
+        known.insert_unique(hash, number, |file| hasher.hash_one(&names[files[*file].range()]));
         let space = self.space_of(name);
         // No name is longer than a path can be, PATH_MAX.
         let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
         self.files.push(File { name: self.names.len(), size, length, space });
         self.names.extend_from_slice(&name[..usize::from(length)]);
         self.bytes += size;
+        Some(number)
     }
 
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.files.len()
+    /// Nothing more will be added.
+    fn complete(&mut self) {
+        self.known = HashTable::new();
     }
 
-    /// Size of all of them, as listed.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Drops what was listed twice: a directory that changes while it is read can show a name again.
-    fn dedup(&mut self) {
-        let names = &self.names;
-        let mut seen = HashSet::with_capacity(self.files.len());
-        let mut bytes = 0;
-        self.files.retain(|file| {
-            let new = seen.insert(&names[file.range()]);
-            if new {
-                bytes += file.size;
-            }
-            new
-        });
-        self.bytes = bytes;
+    fn path(&self, file: FileNumber) -> BackupPath {
+        let name = &self.names[self.files[file].range()];
+        BackupPath::from_bytes(name).unwrap_or_else(|_| unreachable!("names in the list were paths"))
     }
 
     /// The number of the tablespace that a file is in; beyond 65,535 they share one.
@@ -169,15 +175,22 @@ pub struct Turn {
 /// The queue.
 #[derive(Debug)]
 pub struct Queue {
-    list: FileList,
+    /// Locked, where both are, after the state.
+    list: RwLock<FileList>,
     jobs: u64,
     may_split: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
+    /// While the list is still coming.
+    listing: Option<Listing>,
+    /// The list will never be complete.
+    abandoned: bool,
+    /// Files in the order in which they are to be taken, tablespace by tablespace.
+    order: Vec<FileNumber>,
     spaces: Vec<Space>,
     /// What is left in all of them.
     cost_left: u64,
@@ -195,6 +208,15 @@ struct State {
     finished: usize,
 }
 
+/// Files that were listed and that nobody has taken yet.
+#[derive(Debug, Default)]
+struct Listing {
+    /// Small ones, and what they cost.
+    early: VecDeque<FileNumber>,
+    early_cost: u64,
+    later: Vec<FileNumber>,
+}
+
 /// A file in parts.
 #[derive(Debug)]
 struct Split {
@@ -210,69 +232,97 @@ struct Split {
 /// A tablespace's files that nobody has taken yet.
 #[derive(Debug)]
 struct Space {
-    left: Range<FileNumber>,
+    /// Their places in the order.
+    left: Range<usize>,
     cost_left: u64,
     /// Connections that are at files of it.
     busy: usize,
 }
 
 impl Queue {
-    /// Sorts the files for this many connections. Files of one size stay in the order they came in.
-    /// Whether files may be split depends on the digest: those of parts must give that of the whole.
-    pub fn new(mut list: FileList, jobs: usize, may_split: bool) -> Self {
-        list.dedup();
-        list.files.sort_by_key(|file| (file.space, Reverse(file.size)));
-        let mut spaces: Vec<Space> = Vec::new();
-        let mut cost_left = 0u64;
-        let mut last = None;
-        for (number, file) in list.files.iter().enumerate() {
-            cost_left = cost_left.saturating_add(file.cost());
-            match spaces.last_mut() {
-                Some(space) if last == Some(file.space) => {
-                    space.left.end = number + 1;
-                    space.cost_left = space.cost_left.saturating_add(file.cost());
-                }
-                _ => spaces.push(Space { left: number..number + 1, cost_left: file.cost(), busy: 0 }),
-            }
-            last = Some(file.space);
-        }
+    /// A queue for so many connections, whose files are still to be listed. Whether files may be split
+    /// depends on the digest: those of parts must give that of the whole.
+    pub fn new(jobs: usize, may_split: bool) -> Self {
         Self {
-            list,
+            list: RwLock::default(),
             jobs: u64::try_from(jobs).unwrap_or(1).max(1),
             may_split: may_split && jobs > 1,
-            state: Mutex::new(State {
-                spaces,
-                cost_left,
-                splits: Vec::new(),
-                again: VecDeque::new(),
-                returned: VecDeque::new(),
-                failures: HashMap::new(),
-                under_way: 0,
-                finished: 0,
-            }),
+            state: Mutex::new(State { listing: Some(Listing::default()), ..State::default() }),
             changed: Condvar::new(),
         }
     }
 
+    /// Adds a file to the list; nothing where it is there already.
+    pub fn push(&self, path: &BackupPath, size: u64) {
+        let number = self.list.write().unwrap_or_else(PoisonError::into_inner).push(path, size);
+        let mut state = self.lock();
+        let (Some(number), Some(listing)) = (number, &mut state.listing) else { return };
+        if size >= EARLY_LIMIT {
+            listing.later.push(number);
+            return;
+        }
+        let before = listing.early_cost;
+        listing.early.push_back(number);
+        listing.early_cost += size + FILE_COST;
+        // Nobody waits while there is a batch, so that it is enough to say when one has come together.
+        if before < MIN_BATCH && listing.early_cost >= MIN_BATCH {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The list is complete. Files of one size stay in the order they came in.
+    pub fn complete(&self) {
+        let mut state = self.lock();
+        let Some(Listing { early, later, .. }) = state.listing.take() else { return };
+        self.list.write().unwrap_or_else(PoisonError::into_inner).complete();
+        let list = self.list();
+        let mut order = later;
+        order.extend(early);
+        order.sort_unstable_by_key(|number| {
+            let file = &list.files[*number];
+            (file.space, Reverse(file.size), *number)
+        });
+        let mut last = None;
+        for (place, number) in order.iter().enumerate() {
+            let file = &list.files[*number];
+            state.cost_left = state.cost_left.saturating_add(file.cost());
+            match state.spaces.last_mut() {
+                Some(space) if last == Some(file.space) => {
+                    space.left.end = place + 1;
+                    space.cost_left = space.cost_left.saturating_add(file.cost());
+                }
+                _ => state.spaces.push(Space { left: place..place + 1, cost_left: file.cost(), busy: 0 }),
+            }
+            last = Some(file.space);
+        }
+        state.order = order;
+        self.changed.notify_all();
+    }
+
+    /// The list will not be complete: nothing more is to be fetched.
+    pub fn abandon(&self) {
+        self.lock().abandoned = true;
+        self.changed.notify_all();
+    }
+
     /// Number of files.
     pub fn len(&self) -> usize {
-        self.list.len()
+        self.list().files.len()
     }
 
     /// Size of all files, as listed.
     pub fn bytes(&self) -> u64 {
-        self.list.bytes()
+        self.list().bytes
     }
 
     /// A file's path.
     pub fn path(&self, file: FileNumber) -> BackupPath {
-        let name = &self.list.names[self.list.files[file].range()];
-        BackupPath::from_bytes(name).unwrap_or_else(|_| unreachable!("names in the list were paths"))
+        self.list().path(file)
     }
 
     /// How many bytes an item has, as listed.
     pub fn size(&self, item: Item) -> u64 {
-        item.part.map_or(self.list.files[item.file].size, |part| part.length)
+        item.part.map_or_else(|| self.list().files[item.file].size, |part| part.length)
     }
 
     /// The next batch; waits for one up to `patience` if others' work may still come back.
@@ -286,12 +336,12 @@ impl Queue {
             split.busy -= 1;
         }
         for last_look in [false, true] {
-            let batch = self.batch(&mut state, turn, own);
+            let batch = if state.abandoned { Vec::new() } else { self.batch(&mut state, turn, own) };
             if !batch.is_empty() {
                 state.under_way += batch.len();
                 return Take::Batch(batch);
             }
-            if state.under_way == 0 {
+            if state.abandoned || state.under_way == 0 && state.listing.is_none() {
                 return Take::Done;
             }
             if !last_look {
@@ -342,7 +392,8 @@ impl Queue {
 
     /// Whether every file was dealt with.
     pub fn is_complete(&self) -> bool {
-        self.lock().finished == self.list.len()
+        let state = self.lock();
+        state.listing.is_none() && state.finished == self.len()
     }
 
     fn batch(&self, state: &mut State, turn: &mut Turn, own: Option<FileNumber>) -> Vec<Item> {
@@ -353,6 +404,10 @@ impl Queue {
         if !state.returned.is_empty() {
             let few = state.returned.len().min(RETURNED_BATCH);
             return state.returned.drain(..few).collect();
+        }
+        let list = self.list();
+        if let Some(listing) = &mut state.listing {
+            return listing.batch(&list, self.jobs);
         }
         if let Some(place) = state.splits.iter().position(|split| Some(split.file) == own) {
             return state.part(place, turn, VecDeque::pop_front);
@@ -366,20 +421,17 @@ impl Queue {
             return fewest.map_or_else(Vec::new, |place| state.part(place, turn, VecDeque::pop_back));
         };
         let share = state.cost_left / (self.jobs * SHARES);
-        let most_bytes = share.clamp(MIN_BATCH, MAX_BATCH);
+        let mut load = Load::of(share);
         let space = &mut state.spaces[number];
         let mut batch = Vec::new();
-        let mut bytes = 0u64;
-        while let Some(file) = space.left.clone().next() {
-            let record = &self.list.files[file];
-            let cost = record.cost();
-            let fits = bytes.saturating_add(cost) <= most_bytes && batch.len() < MAX_FILES_PER_COMMAND;
-            if !batch.is_empty() && !fits {
+        while let Some(place) = space.left.clone().next() {
+            let file = state.order[place];
+            let cost = list.files[file].cost();
+            if !load.takes(cost) {
                 break;
             }
-            let parts = if batch.is_empty() { self.parts(file, share) } else { Vec::new() };
+            let parts = if batch.is_empty() { self.parts(&list, file, share) } else { Vec::new() };
             batch.push(Item { file, part: None });
-            bytes = bytes.saturating_add(cost);
             space.left.start += 1;
             space.cost_left = space.cost_left.saturating_sub(cost);
             state.cost_left = state.cost_left.saturating_sub(cost);
@@ -394,11 +446,11 @@ impl Queue {
     }
 
     /// The parts of a file that is more than its share of what is left; none where it stays whole.
-    fn parts(&self, file: FileNumber, share: u64) -> Vec<Item> {
-        let size = self.list.files[file].size;
+    fn parts(&self, list: &FileList, file: FileNumber, share: u64) -> Vec<Item> {
+        let size = list.files[file].size;
         let most = share.max(MIN_PART);
         // Ranges are for relation files; others can change in other ways than at their end.
-        if !self.may_split || size < 2 * most || relation::of_listed(&self.path(file)).is_none() {
+        if !self.may_split || size < 2 * most || relation::of_listed(&list.path(file)).is_none() {
             return Vec::new();
         }
         let block = BLOCK_SIZE as u64;
@@ -416,6 +468,52 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn list(&self) -> RwLockReadGuard<'_, FileList> {
+        self.list.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listing {
+    /// Some of the small files, if they are worth a command by now.
+    fn batch(&mut self, list: &FileList, jobs: u64) -> Vec<Item> {
+        let mut batch = Vec::new();
+        if self.early_cost < MIN_BATCH {
+            return batch;
+        }
+        let mut load = Load::of(self.early_cost / (jobs * SHARES));
+        while let Some(file) = self.early.front().copied() {
+            let cost = list.files[file].cost();
+            if !load.takes(cost) {
+                break;
+            }
+            self.early.pop_front();
+            self.early_cost -= cost;
+            batch.push(Item { file, part: None });
+        }
+        batch
+    }
+}
+
+/// How much is in a batch.
+struct Load {
+    most: u64,
+    cost: u64,
+    files: usize,
+}
+
+impl Load {
+    /// A batch for such a share of what is left.
+    fn of(share: u64) -> Self {
+        Self { most: share.clamp(MIN_BATCH, MAX_BATCH), cost: 0, files: 0 }
+    }
+
+    /// Whether another file goes in: one always does.
+    fn takes(&mut self, cost: u64) -> bool {
+        self.cost = self.cost.saturating_add(cost);
+        self.files += 1;
+        self.files == 1 || self.cost <= self.most && self.files <= MAX_FILES_PER_COMMAND
     }
 }
 
@@ -445,18 +543,21 @@ mod tests {
 
     const MB: u64 = 1 << 20;
 
-    fn named(names: &[(&str, u64)]) -> FileList {
-        let mut list = FileList::default();
-        for (name, size) in names {
-            list.push(&BackupPath::from_bytes(*name).unwrap(), *size);
-        }
-        list
+    fn push(queue: &Queue, name: &str, size: u64) {
+        queue.push(&BackupPath::from_bytes(name).unwrap(), size);
     }
 
-    fn list(sizes: &[u64]) -> FileList {
+    fn named(names: &[(&str, u64)], jobs: usize, may_split: bool) -> Queue {
+        let queue = Queue::new(jobs, may_split);
+        names.iter().for_each(|(name, size)| push(&queue, name, *size));
+        queue.complete();
+        queue
+    }
+
+    fn sized(sizes: &[u64], jobs: usize) -> Queue {
         let names: Vec<_> = (0..sizes.len()).map(|number| format!("base/{number}")).collect();
         let pairs: Vec<_> = names.iter().map(String::as_str).zip(sizes.iter().copied()).collect();
-        named(&pairs)
+        named(&pairs, jobs, true)
     }
 
     fn take(queue: &Queue) -> Vec<FileNumber> {
@@ -472,7 +573,7 @@ mod tests {
 
     #[test]
     fn largest_first_and_small_ones_together() {
-        let queue = Queue::new(list(&[10, 200 * MB, 20, 1024 * MB, 0]), 2, true);
+        let queue = sized(&[10, 200 * MB, 20, 1024 * MB, 0], 2);
         let paths = |batch: Vec<FileNumber>| -> Vec<String> {
             batch.into_iter().map(|file| queue.path(file).to_string()).collect()
         };
@@ -487,7 +588,7 @@ mod tests {
 
     #[test]
     fn batches_are_bounded_and_get_smaller_towards_the_end() {
-        let queue = Queue::new(list(&vec![8192; 50_000]), 4, true);
+        let queue = sized(&vec![8192; 50_000], 4);
         let mut batches = Vec::new();
         while let Take::Batch(batch) = queue.take(&mut Turn::default(), Duration::ZERO) {
             batches.push(batch.len());
@@ -502,14 +603,14 @@ mod tests {
 
     #[test]
     fn nothing_to_do() {
-        let queue = Queue::new(FileList::default(), 4, true);
+        let queue = named(&[], 4, true);
         assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Done);
         assert!(queue.is_complete());
     }
 
     #[test]
     fn a_file_is_tried_three_times() {
-        let queue = Queue::new(list(&[1, 2]), 1, true);
+        let queue = sized(&[2, 1], 1);
         assert_eq!(take(&queue), [0, 1]);
         queue.finish(true);
         let cause = Error::connection("it broke");
@@ -521,13 +622,13 @@ mod tests {
         queue.failed(whole(1), &cause).unwrap();
         assert_eq!(take(&queue), [1]);
         let error = queue.failed(whole(1), &cause).unwrap_err();
-        assert_eq!(error.message(), "could not fetch file \"base/0\" in 3 tries: it broke");
+        assert_eq!(error.message(), "could not fetch file \"base/1\" in 3 tries: it broke");
         assert!(!queue.is_complete());
     }
 
     #[test]
     fn who_waits_gets_what_comes_back() {
-        let queue = Queue::new(list(&[1]), 2, true);
+        let queue = sized(&[1], 2);
         assert_eq!(take(&queue), [0]);
         std::thread::scope(|scope| {
             let other = scope.spawn(|| queue.take(&mut Turn::default(), Duration::from_secs(60)));
@@ -538,11 +639,59 @@ mod tests {
 
     #[test]
     fn what_is_listed_twice_is_fetched_once() {
-        let mut list = list(&[5, 6]);
-        list.push(&BackupPath::from_bytes("base/0").unwrap(), 7);
-        let queue = Queue::new(list, 1, true);
-        assert_eq!(queue.len(), 2);
-        assert_eq!(queue.bytes(), 11);
+        let queue = Queue::new(1, true);
+        for (number, size) in (0..1000).chain(0..500).zip(1..) {
+            push(&queue, &format!("base/{number}"), size);
+        }
+        queue.complete();
+        assert_eq!(queue.len(), 1000);
+        assert_eq!(queue.bytes(), (1..=1000).sum());
+    }
+
+    #[test]
+    fn small_files_need_not_wait_for_the_list() {
+        let queue = Queue::new(2, true);
+        push(&queue, "base/1/1", 200 * MB);
+        for number in 2..40 {
+            push(&queue, &format!("base/1/{number}"), 8192);
+        }
+        // Not worth a command yet, and not the end either.
+        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Wait);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| queue.take(&mut Turn::default(), Duration::from_secs(60)));
+            for number in 40..60 {
+                push(&queue, &format!("base/1/{number}"), 8192);
+            }
+            let Take::Batch(batch) = other.join().unwrap() else { panic!("nothing to do") };
+            assert_eq!(batch[0], whole(1));
+            batch.iter().for_each(|_| queue.finish(true));
+            // Again while the list is coming: once.
+            push(&queue, "base/1/2", 8192);
+            queue.complete();
+            let mut files: Vec<_> = batch.into_iter().map(|item| item.file).collect();
+            assert!(files.len() < 59, "{files:?}");
+            // Now the largest comes first, and of the rest what has not been taken.
+            assert_eq!(take(&queue)[0], 0);
+            queue.finish(true);
+            while let Take::Batch(batch) = queue.take(&mut Turn::default(), Duration::ZERO) {
+                files.extend(batch.iter().filter(|item| item.part.is_none()).map(|item| item.file));
+                batch.iter().for_each(|item| queue.finish(item.part.is_none()));
+            }
+            assert_eq!(files, (1..59).collect::<Vec<_>>());
+            assert!(queue.is_complete());
+        });
+    }
+
+    #[test]
+    fn a_list_that_never_ends() {
+        let queue = Queue::new(2, true);
+        push(&queue, "base/1/1", 1);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| queue.take(&mut Turn::default(), Duration::from_secs(60)));
+            queue.abandon();
+            assert_eq!(other.join().unwrap(), Take::Done);
+        });
+        assert!(!queue.is_complete());
     }
 
     #[test]
@@ -550,7 +699,7 @@ mod tests {
         let names: Vec<String> =
             (0..6).flat_map(|n| [format!("base/1/{n}"), format!("pg_tblspc/7/PG_18_1/1/{n}")]).collect();
         let pairs: Vec<_> = names.iter().map(|name| (name.as_str(), 100 * MB)).collect();
-        let queue = Queue::new(named(&pairs), 2, true);
+        let queue = named(&pairs, 2, true);
         let mut turns = [Turn::default(), Turn::default()];
         for _ in 0..6 {
             let taken: Vec<bool> = turns
@@ -567,7 +716,7 @@ mod tests {
     #[test]
     fn a_file_that_is_too_much_for_one_is_split() {
         let size = 1000 * MB + 4096;
-        let queue = Queue::new(named(&[("base/1/20000", size), ("base/1/20001", 10)]), 4, true);
+        let queue = named(&[("base/1/20000", size), ("base/1/20001", 10)], 4, true);
         let mut parts = Vec::new();
         let mut first = Turn::default();
         let mut second = Turn::default();
@@ -617,7 +766,7 @@ mod tests {
             ("base/1/2", 1000 * MB, 4, false),
             ("base/1/2", 2 * MIN_PART - 1, 4, true),
         ] {
-            let queue = Queue::new(named(&[(name, size)]), jobs, may_split);
+            let queue = named(&[(name, size)], jobs, may_split);
             assert_eq!(take(&queue), [0]);
             assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Wait, "{name} {size} {jobs}");
         }
@@ -627,12 +776,12 @@ mod tests {
     fn a_million_files_fit() {
         const FILES: usize = 1_000_000;
         let before = crate::allocations::peak();
-        let mut list = FileList::default();
+        let queue = Queue::new(8, true);
         for number in 0..FILES {
             let name = format!("pg_tblspc/{}/PG_18_202506291/{}/{number}", 16384 + number % 3, 16385);
-            list.push(&BackupPath::from_bytes(name).unwrap(), 8192);
+            push(&queue, &name, 8192);
         }
-        let queue = Queue::new(list, 8, true);
+        queue.complete();
         let used = crate::allocations::peak() - before;
         // The promise is 200 bytes a file; libpq, buffers and the rest have 64 MB beside.
         assert!(used < 200 * FILES, "{} bytes a file", used / FILES);

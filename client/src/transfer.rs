@@ -718,7 +718,6 @@ mod tests {
     use super::*;
     use crate::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
     use crate::options::ManifestOptions;
-    use crate::queue::FileList;
     use crate::target::Modes;
     use protocol::Frame;
 
@@ -759,9 +758,9 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
         std::fs::create_dir_all(place.path().join("base/5")).unwrap();
-        let mut list = FileList::default();
-        list.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64);
-        let queue = Queue::new(list, case.jobs, true);
+        let queue = Queue::new(case.jobs, true);
+        queue.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64);
+        queue.complete();
         let options = ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false };
         let out = std::io::BufWriter::new(File::create(place.path().join("manifest")).unwrap());
         let manifest = Mutex::new(Manifest::new(out, options, 180_000, 1).unwrap());

@@ -453,6 +453,16 @@ refused("SEND_FILES_CONTENT (" . join(', ', ("'PG_VERSION'") x 1025) . ") WITH (
 	unlink "$pgdata/large";
 }
 
+# A directory that cannot be read ends the list; the backup goes on.
+{
+	mkdir "$pgdata/locked";
+	chmod 0300, "$pgdata/locked";
+	is_error($worker, "SEND_FILE_LIST (BACKUP_ID '$id[1]')", '42501',
+		qr/^could not read directory "locked": Permission denied$/, 'a directory that cannot be read');
+	rmdir "$pgdata/locked";
+	ok(scalar(list_files($worker, @id)), 'and then the list');
+}
+
 # STOP_BACKUP with what does not belong to it; then in earnest.
 {
 	is_error($coordinator, "STOP_BACKUP (LABEL 'x')", '22023',

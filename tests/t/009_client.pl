@@ -332,6 +332,25 @@ for my $case (
 	is_gone($name);
 }
 
+# The list breaks off when other connections may already be at its first files.
+{
+	my $locked = "$pgdata/locked";
+	mkdir $locked;
+	write_file("$locked/file", 'x');
+	chmod 0400, $locked;
+	for my $jobs (1, 4)
+	{
+		$node->command_fails_like([ @client, '-D' => "$tempdir/failed", '-j' => $jobs ],
+			qr/error: could not get file list: ERROR:  could not stat file or directory "locked\/file": Permission denied$/m,
+			"list broken off, -j $jobs");
+		ok(!-e "$tempdir/failed", "list broken off, -j $jobs: nothing is left of it");
+		is_gone("list broken off, -j $jobs");
+	}
+	chmod 0700, $locked;
+	unlink "$locked/file";
+	rmdir $locked;
+}
+
 # The server goes down.
 {
 	my ($result, $err) = while_running('server down', [ '-D' => "$tempdir/failed" ],
