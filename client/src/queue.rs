@@ -11,12 +11,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use pages::page::BLOCK_SIZE;
 use pages::relation;
@@ -60,7 +60,7 @@ struct FileList {
     spaces: Vec<Vec<u8>>,
     /// The files by their names, until the list is complete.
     known: HashTable<FileNumber>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
 }
 
 #[derive(Debug, Clone, Copy)]
