@@ -839,7 +839,11 @@ fn explain_start(error: Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
+    use crate::fake_server::{self, FakeServer};
+    use crate::options::{self, Invocation};
 
     #[test]
     fn segment_size_as_shown() {
@@ -848,6 +852,66 @@ mod tests {
         for setting in ["", "16", "16kB", "3MB", "2GB", "MB"] {
             assert!(parse_size(setting).is_err(), "{setting}");
         }
+    }
+
+    /// Lists 64 empty files, enough for a batch, and waits until another connection has fetched them;
+    /// only then the list ends, by `end`.
+    fn fetched_while_listed(end: Result<()>) -> (Result<()>, bool) {
+        const FILES: usize = 64;
+        let names: Vec<_> = (0..FILES).map(|number| format!("base/5/{number}")).collect();
+        let answer: Vec<_> = names.iter().map(|name| fake_server::file(name, 0, 0, b"")).collect();
+        let servers = [FakeServer::start(Vec::new()), FakeServer::start(vec![fake_server::copy(&answer)])];
+        let (mut coordinator, worker) = (servers[0].connect(), servers[1].connect());
+        let arguments = ["pg_parallel_basebackup", "--discard", "-j", "2"].map(OsString::from);
+        let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
+        let (abort, counters) = (Abort::new().unwrap(), Counters::default());
+        let mut cleanup = Cleanup::default();
+        let modes = Modes { directory: 0o700, file: 0o600 };
+        let work = Work {
+            queue: &Queue::new(2, true),
+            splits: &Splits::default(),
+            target: &Target::new(options.target.clone(), modes),
+            discard: true,
+            behind: None,
+            backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+            algorithm: DigestAlgorithm::Crc32c,
+            pages: None,
+            names: Names::Strict,
+            verify: None,
+            past_libpq: true,
+            sync: false,
+            manifest: None,
+            segment_size: 16 << 20,
+            counters: &counters,
+        };
+        let list = |_: &mut Session| {
+            for name in &names {
+                work.queue.push(&BackupPath::from_bytes(name.as_str()).unwrap(), 0);
+            }
+            let began = Instant::now();
+            while counters.done().1 < FILES as u64 {
+                // No panic: the other connection would wait on.
+                if began.elapsed() > Duration::from_secs(60) {
+                    return Err(Error::local("nobody fetches what is listed"));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            end
+        };
+        let backup = Backup { options: &options, abort: &abort, cleanup: &mut cleanup };
+        let outcome = backup.fetch(&work, &mut coordinator, &mut vec![worker], list);
+        assert_eq!(servers.map(|server| server.commands().len()), [0, 1]);
+        (outcome.map_err(|error| abort.cause().unwrap_or(error)), work.queue.is_complete())
+    }
+
+    #[test]
+    fn files_are_fetched_while_the_list_comes() {
+        let (outcome, complete) = fetched_while_listed(Ok(()));
+        assert!(outcome.is_ok() && complete);
+        let broken = Error::new(Kind::Server(*b"42501"), "ERROR:  could not stat file");
+        let (outcome, complete) = fetched_while_listed(Err(broken));
+        assert_eq!(outcome.unwrap_err().message(), "ERROR:  could not stat file");
+        assert!(!complete);
     }
 
     #[test]
