@@ -394,6 +394,14 @@ impl Session {
         Ok(())
     }
 
+    /// Looks at what came unasked since libpq was left out, to the end of a message: libpq can go on.
+    fn settle(&mut self) -> Result<()> {
+        let Some(mut wire) = self.wire.take() else { return Ok(()) };
+        let outcome = self.read_unasked(&mut wire);
+        self.wire = Some(wire);
+        outcome
+    }
+
     /// Reads what came unasked since libpq was left out: notices, or the end.
     fn read_unasked(&mut self, wire: &mut Wire) -> Result<()> {
         loop {
@@ -416,6 +424,7 @@ impl Session {
     pub fn send(&mut self, command: &[u8]) -> Result<()> {
         let command =
             CString::new(command).map_err(|_| Error::local("replication command contains a NUL byte"))?;
+        self.settle()?;
         if !self.pg.send_query(&command) {
             return Err(self.lost("could not send replication command"));
         }
@@ -532,10 +541,8 @@ impl Session {
 
     /// Notices a connection that was lost while nothing was asked of it.
     pub fn check_alive(&mut self) -> Result<()> {
-        if let Some(mut wire) = self.wire.take() {
-            let outcome = self.read_unasked(&mut wire);
-            self.wire = Some(wire);
-            return outcome;
+        if self.wire.is_some() {
+            return self.settle();
         }
         if self.wait(Some(Duration::ZERO), None)? && !self.pg.consume_input() || !self.pg.is_ok() {
             return Err(self.lost("connection to server was lost"));
@@ -710,6 +717,30 @@ mod tests {
     use std::ffi::OsString;
 
     use super::*;
+    use crate::chunk::Chunk;
+    use crate::fake_server::{FakeServer, copy, message, report};
+
+    struct Nobody;
+
+    impl CopySink for Nobody {
+        fn message(&mut self, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn data(&mut self, _: Chunk<'_>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_comes_after_a_transfer_is_heard() {
+        let parameter = message(b'S', b"TimeZone\0UTC\0");
+        let last_words = report(b'E', "FATAL", "57P01", "terminating connection");
+        let server = FakeServer::start(vec![[copy(&[]), parameter, last_words].concat()]);
+        let mut session = server.connect();
+        session.copy_out(b"SEND_FILES_CONTENT", true, &mut Nobody).unwrap();
+        let error = session.send(b"STOP_BACKUP").unwrap_err();
+        assert_eq!((error.kind(), error.message()), (Kind::Connection, "FATAL:  terminating connection"));
+    }
 
     fn connector(conninfo: &str, host: Option<&str>) -> Connector {
         let options = ConnectionOptions {
