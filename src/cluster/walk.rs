@@ -224,7 +224,7 @@ impl Walk<'_> {
             |path| path.strip_prefix(self.root).unwrap_or(path).to_path_buf(),
         );
         let path = path.into_os_string().into_vec();
-        // The system's own error: its number says the SQLSTATE, and walkdir's words have the path again.
+        // The system's own words: walkdir's have the path again.
         let said = error.to_string();
         Error::io("read directory", &path, error.into_io_error().unwrap_or_else(|| io::Error::other(said)))
     }
