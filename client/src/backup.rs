@@ -542,21 +542,21 @@ impl Backup<'_> {
                 })
                 .collect();
             let _guard = PanicGuard(self.abort);
-            if let Err(error) = list(coordinator) {
-                self.abort.fail(error);
-                work.queue.abandon();
-            } else {
+            let outcome = list(coordinator).and_then(|()| {
                 work.queue.complete();
                 work.counters.expect(work.queue.len(), work.queue.bytes());
-                if let Err(error) = work.run(coordinator) {
+                work.run(coordinator).map_err(|error| match error.kind() {
                     // With the coordinator the backup itself is gone.
-                    let error = match error.kind() {
-                        Kind::Connection => error.context("lost the connection that coordinates the backup"),
-                        Kind::Server(_) => error.context("could not fetch files"),
-                        _ => error,
-                    };
-                    self.abort.fail(error.fatal());
-                }
+                    Kind::Connection => {
+                        error.context("lost the connection that coordinates the backup").fatal()
+                    }
+                    Kind::Server(_) => error.context("could not fetch files").fatal(),
+                    _ => error.fatal(),
+                })
+            });
+            if let Err(error) = outcome {
+                self.abort.fail(error);
+                work.queue.abandon();
             }
             threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect::<Vec<_>>()
         });

@@ -124,8 +124,13 @@ impl File {
     }
 
     fn cost(&self) -> u64 {
-        self.size.saturating_add(FILE_COST)
+        cost(self.size)
     }
+}
+
+/// What it costs to fetch so many bytes in a file of their own.
+fn cost(size: u64) -> u64 {
+    size.saturating_add(FILE_COST)
 }
 
 /// A file's number in the queue.
@@ -263,7 +268,7 @@ impl Queue {
         }
         let before = listing.early_cost;
         listing.early.push_back(number);
-        listing.early_cost += size + FILE_COST;
+        listing.early_cost += cost(size);
         // Nobody waits while there is a batch, so that it is enough to say when one has come together.
         if before < MIN_BATCH && listing.early_cost >= MIN_BATCH {
             self.changed.notify_all();
