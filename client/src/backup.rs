@@ -1,10 +1,8 @@
 //! A backup from beginning to end: the order of things, and what happens when one fails.
 
-use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,7 +11,8 @@ use protocol::command::{SendFileList, StartBackup, StopBackup};
 use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
 use crate::abort::{Abort, PanicGuard};
-use crate::cleanup::{Cleanup, Leave, Purpose, check_empty};
+use crate::claim::{self, check_free};
+use crate::cleanup::{Cleanup, Purpose};
 use crate::connection::{Connector, Route, Session, System, bytes, check_columns, number, text};
 use crate::error::{Error, Kind, Result};
 use crate::manifest::{Manifest, WalRange};
@@ -51,19 +50,15 @@ const NEVER_LISTED: [&str; 5] =
     ["backup_label", "tablespace_map", MANIFEST, MANIFEST_UNDER_WAY, CONTROL_FILE];
 
 /// Takes the backup. All errors but the one returned have been reported.
-pub fn run(options: &Options, abort: &Arc<Abort>) -> Result<()> {
+pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<()> {
     // Before the server is bothered: nobody has to wait for a checkpoint to hear of a typing error.
-    if !options.discard {
-        check_empty(&options.target)?;
-    }
-    if let Some(waldir) = &options.waldir {
-        check_empty(waldir)?;
+    for directory in (!options.discard).then_some(&options.target).into_iter().chain(&options.waldir) {
+        check_free(directory, std::iter::empty())?;
     }
     let connections = Connections::open(options, abort)?;
     abort.heed();
     abort.check()?;
-    let mut cleanup = Cleanup::default();
-    let outcome = Backup { options, abort, cleanup: &mut cleanup }.run(connections);
+    let outcome = Backup { options, abort, cleanup }.run(connections);
     let outcome = outcome.map_err(|error| match error.kind() {
         Kind::Aborted => abort.cause().unwrap_or(error),
         _ => error,
@@ -71,11 +66,7 @@ pub fn run(options: &Options, abort: &Arc<Abort>) -> Result<()> {
     if let Err(error) = &outcome {
         // First the reason, then what is done about it.
         report::error(error);
-        cleanup.undo(match error.kind() {
-            Kind::ChecksumFailure => Leave::Damaged,
-            _ if options.no_clean => Leave::AsAsked,
-            _ => Leave::Nothing,
-        });
+        cleanup.undo(error.kind() == Kind::ChecksumFailure);
         return Err(Error::aborted());
     }
     Ok(())
@@ -177,11 +168,11 @@ struct Stop {
 struct Backup<'a> {
     options: &'a Options,
     abort: &'a Abort,
-    cleanup: &'a mut Cleanup,
+    cleanup: &'a Cleanup,
 }
 
 impl Backup<'_> {
-    fn run(mut self, connections: Connections) -> Result<()> {
+    fn run(self, connections: Connections) -> Result<()> {
         let Connections { mut coordinator, mut workers, mut wal, system, modes, segment_size, .. } =
             connections;
         let options = self.options;
@@ -206,6 +197,8 @@ impl Backup<'_> {
         if start.segment_size.bytes() != segment_size {
             return Err(Error::local("WAL segment size does not match between connections"));
         }
+        // A checkpoint takes its time, and others have the same directories before them.
+        self.cleanup.check()?;
         if !options.discard {
             self.prepare_directories(&mut target, &start, server_version)?;
         }
@@ -301,6 +294,7 @@ impl Backup<'_> {
             write_recovery_conf(&target, settings)?;
         }
         self.abort.check()?;
+        self.cleanup.check()?;
         target.write("backup_label", &start.label_file)?;
         self.finish_files(&target, manifest, algorithm, &start, &stop)?;
         self.make_durable(&target)?;
@@ -308,12 +302,16 @@ impl Backup<'_> {
             // Without its final name the manifest says that this is no good backup.
             return Err(Error::new(Kind::ChecksumFailure, "checksum error occurred"));
         }
+        self.abort.check()?;
+        self.cleanup.check()?;
         if options.manifest.is_some() {
             self.say("renaming backup_manifest.tmp to backup_manifest");
             let root = target.root();
             sync::rename(&root.join(MANIFEST_UNDER_WAY), &root.join(MANIFEST), options.sync)?;
         }
-        self.abort.check()?;
+        // The last thing that is done to the directories: from here on they keep others out by not being
+        // empty.
+        self.cleanup.finish(options.sync != Sync::None)?;
         self.say("base backup completed");
         Ok(())
     }
@@ -397,7 +395,7 @@ impl Backup<'_> {
         Ok(start)
     }
 
-    fn prepare_directories(&mut self, target: &mut Target, start: &Start, server_version: i32) -> Result<()> {
+    fn prepare_directories(&self, target: &mut Target, start: &Start, server_version: i32) -> Result<()> {
         // The WAL stream begins before the list says that these exist.
         if self.options.waldir.is_none() {
             target.make("pg_wal")?;
@@ -407,10 +405,6 @@ impl Backup<'_> {
             target.make("pg_wal/summaries")?;
         }
         target.make("pg_tblspc")?;
-        let mut places = HashSet::new();
-        for place in [Some(&self.options.target), self.options.waldir.as_ref()].into_iter().flatten() {
-            places.insert(canonical(place)?);
-        }
         for tablespace in &start.tablespaces {
             let name = format!("pg_tblspc/{}", tablespace.oid);
             if !tablespace.location.starts_with(b"/") {
@@ -420,13 +414,6 @@ impl Backup<'_> {
             }
             let place = self.options.tablespaces.locate(&tablespace.location);
             self.cleanup.take(Purpose::Tablespace, &place, target.modes().directory)?;
-            if !places.insert(canonical(&place)?) {
-                return Err(Error::local(format!(
-                    "directory \"{}\" cannot be used for two purposes",
-                    place.display()
-                ))
-                .with_hint("Use --tablespace-mapping to give each tablespace a place of its own."));
-            }
             // The client makes the links: with a tablespace_map, recovery would make them again, to
             // where the original has its tablespaces.
             target.link(&name, &place)?;
@@ -684,7 +671,7 @@ impl Backup<'_> {
         self.say("syncing data to disk ...");
         sync::sync_directory(target.root(), self.options.sync, self.options.jobs, self.abort)?;
         // Names of directories that are new, in directories that are not ours.
-        self.cleanup.made().try_for_each(sync::sync_parent)
+        self.cleanup.made().iter().try_for_each(|path| sync::sync_parent(path))
     }
 
     fn say(&self, message: impl std::fmt::Display) {
@@ -706,7 +693,9 @@ fn add_listed(answer: &Answer, row: usize, work: &Work<'_>) -> Result<()> {
         b"d" if work.discard => Ok(()),
         b"d" => work.target.make_listed(&path, number(answer, row, 4)?),
         b"f" => {
-            if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes()) {
+            if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes())
+                || claim::is_claim(path.as_bytes())
+            {
                 return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
             }
             work.queue.push(&path, number(answer, row, 2)?);
@@ -777,10 +766,6 @@ fn parse_size(setting: &str) -> Result<u64> {
         Ok(number) if unit > 0 => SegmentSize::new(number.saturating_mul(unit)).map(SegmentSize::bytes),
         _ => Err(Error::local("WAL segment size could not be parsed")),
     }
-}
-
-fn canonical(path: &Path) -> Result<std::path::PathBuf> {
-    fs::canonicalize(path).map_err(|error| Error::io("access directory", path, &error))
 }
 
 /// The most memory that this process has had, as Linux counts it.
@@ -865,7 +850,7 @@ mod tests {
         let arguments = ["pg_parallel_basebackup", "--discard", "-j", "2"].map(OsString::from);
         let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
         let (abort, counters) = (Abort::new().unwrap(), Counters::default());
-        let mut cleanup = Cleanup::default();
+        let cleanup = Cleanup::default();
         let modes = Modes { directory: 0o700, file: 0o600 };
         let work = Work {
             queue: &Queue::new(2, true),
@@ -898,7 +883,7 @@ mod tests {
             }
             end
         };
-        let backup = Backup { options: &options, abort: &abort, cleanup: &mut cleanup };
+        let backup = Backup { options: &options, abort: &abort, cleanup: &cleanup };
         let outcome = backup.fetch(&work, &mut coordinator, &mut vec![worker], list);
         assert_eq!(servers.map(|server| server.commands().len()), [0, 1]);
         (outcome.map_err(|error| abort.cause().unwrap_or(error)), work.queue.is_complete())

@@ -1,13 +1,21 @@
-//! The directories of a backup: each must be empty or not there, is remembered when it is taken,
-//! and is given back as it was when the backup fails.
+//! The directories of a backup: each must be empty or not there, is claimed and remembered when it is
+//! taken, and is given back as it was when the backup fails.
 
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use crate::claim::{Claim, Place, check_free};
 use crate::error::{Error, Result};
 use crate::report;
+use crate::sync::sync_path;
+
+/// How often a directory is emptied, and how long to wait for what fills it again to cease.
+const EMPTYING_TRIES: u32 = 20;
+const EMPTYING_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a directory is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,10 +28,12 @@ pub enum Purpose {
     Tablespace,
 }
 
-/// The directories that were taken, in that order.
+/// The directories that were taken, in that order. Shared with the thread that hears signals.
 #[derive(Debug, Default)]
 pub struct Cleanup {
-    taken: Vec<Taken>,
+    taken: Mutex<Vec<Taken>>,
+    /// Leave what a failed backup has made.
+    no_clean: bool,
 }
 
 #[derive(Debug)]
@@ -31,13 +41,14 @@ struct Taken {
     purpose: Purpose,
     path: PathBuf,
     /// What was made for it, outermost first; the directory itself is the last unless it was there.
-    made: Vec<PathBuf>,
-    existed: bool,
+    made: Vec<Place>,
+    /// None where it could not be had: nothing was written there then.
+    claim: Option<Claim>,
 }
 
 /// How a failed backup is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leave {
+enum Leave {
     /// As if it had never been.
     Nothing,
     /// All of it, because the user wants it so.
@@ -46,95 +57,159 @@ pub enum Leave {
     Damaged,
 }
 
-/// Fails unless a directory is empty or does not exist; true if it exists.
-pub fn check_empty(path: &Path) -> Result<bool> {
-    match fs::read_dir(path) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(true),
-            Some(Ok(_)) => {
-                Err(Error::local(format!("directory \"{}\" exists but is not empty", path.display())))
-            }
-            Some(Err(error)) => Err(Error::io("access directory", path, &error)),
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("access directory", path, &error)),
-    }
-}
-
 impl Cleanup {
-    /// Takes a directory that is empty, or makes it with this mode, and those above it.
-    pub fn take(&mut self, purpose: Purpose, path: &Path, mode: u32) -> Result<()> {
-        let existed = check_empty(path)?;
+    /// Nothing was taken yet.
+    pub fn new(no_clean: bool) -> Self {
+        Self { taken: Mutex::default(), no_clean }
+    }
+
+    /// Claims a directory that is empty, or makes it with this mode, and those above it.
+    pub fn take(&self, purpose: Purpose, path: &Path, mode: u32) -> Result<()> {
+        let mut all = self.lock();
+        check_distinct(path, &all)?;
+        check_free(path, all.iter().filter_map(|taken| taken.claim.as_ref()))?;
         // Remembered before the first mkdir: one that fails half way is cleaned up too.
-        self.taken.push(Taken { purpose, path: path.to_owned(), made: Vec::new(), existed });
-        if existed {
-            return Ok(());
-        }
+        all.push(Taken { purpose, path: path.to_owned(), made: Vec::new(), claim: None });
+        let Some((taken, others)) = all.split_last_mut() else { return Ok(()) };
         let missing: Vec<&Path> =
             path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
         for directory in missing.into_iter().rev() {
             match make_directory(directory, mode) {
-                Ok(()) => {}
-                // A last component of "." or "..".
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                Ok(()) => taken.made.push(open(directory)?),
+                // A last component of ".", or another backup was quicker.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("create directory", directory, &error)),
             }
-            if let Some(taken) = self.taken.last_mut() {
-                taken.made.push(directory.to_owned());
+        }
+        // What was missing may have been a tablespace's way through a link to one that is ours.
+        check_distinct(path, others)?;
+        taken.claim = Some(Claim::take(open(path)?)?);
+        Ok(())
+    }
+
+    /// Fails if somebody has replaced a directory of ours, or removed the claim on it.
+    pub fn check(&self) -> Result<()> {
+        self.lock().iter().filter_map(|taken| taken.claim.as_ref()).try_for_each(Claim::check)
+    }
+
+    /// The directories that were made, for their parents to be synced.
+    pub fn made(&self) -> Vec<PathBuf> {
+        let all = self.lock();
+        all.iter().flat_map(|taken| taken.made.iter().map(|place| place.path().to_owned())).collect()
+    }
+
+    /// The backup is complete: its directories are left as they are, without the claims.
+    pub fn finish(&self, sync: bool) -> Result<()> {
+        let mut all = self.lock();
+        for taken in all.iter_mut() {
+            if let Some(claim) = &mut taken.claim {
+                claim.release()?;
+                if sync {
+                    sync_path(claim.path())?;
+                }
+            }
+        }
+        all.clear();
+        Ok(())
+    }
+
+    /// Gives everything back, the last first: one may be in another. Only what is still ours is touched.
+    pub fn undo(&self, is_damaged: bool) {
+        let leave = match (is_damaged, self.no_clean) {
+            (true, _) => Leave::Damaged,
+            (_, true) => Leave::AsAsked,
+            _ => Leave::Nothing,
+        };
+        let mut all = self.lock();
+        if leave != Leave::Nothing {
+            explain(&all, leave);
+        }
+        while let Some(mut taken) = all.pop() {
+            let outcome = if leave == Leave::Nothing { taken.remove() } else { taken.leave() };
+            if let Err(error) = outcome {
+                report::error(&error);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    fn leave(&mut self) -> Result<()> {
+        self.claim.as_mut().map_or(Ok(()), Claim::release)
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        let what = self.purpose.name();
+        let is_own = self.made.last().is_some_and(|made| made.path() == self.path);
+        if let Some(claim) = &mut self.claim {
+            claim.check().map_err(|error| error.with_detail("What is there now is left alone."))?;
+            let contents = if is_own { "" } else { "contents of " };
+            report::info(format_args!("removing {contents}{what} \"{}\"", self.path.display()));
+            empty(claim).map_err(|error| {
+                Error::local(format!(
+                    "failed to remove {contents}{what}: {}",
+                    crate::error::os_message(&error)
+                ))
+            })?;
+        }
+        for made in self.made.iter().rev() {
+            // Somebody else may have put something there, or another directory.
+            if !made.is_there() || fs::remove_dir(made.path()).is_err() {
+                break;
             }
         }
         Ok(())
     }
+}
 
-    /// The directories that were made, for their parents to be synced.
-    pub fn made(&self) -> impl Iterator<Item = &Path> {
-        self.taken.iter().flat_map(|taken| taken.made.iter().map(PathBuf::as_path))
-    }
-
-    /// Gives everything back.
-    pub fn undo(&self, leave: Leave) {
-        if leave != Leave::Nothing {
-            self.explain(leave);
-            return;
-        }
-        for taken in &self.taken {
-            let what = taken.purpose.name();
-            let path = taken.path.display();
-            let removed = if taken.existed {
-                report::info(format!("removing contents of {what} \"{path}\""));
-                remove_contents(&taken.path)
-            } else if taken.made.is_empty() {
-                continue;
-            } else {
-                report::info(format!("removing {what} \"{path}\""));
-                remove_made(taken)
-            };
-            if let Err(error) = removed {
-                let contents = if taken.existed { "contents of " } else { "" };
-                report::error(&Error::local(format!(
-                    "failed to remove {contents}{what}: {}",
-                    crate::error::os_message(&error)
-                )));
+/// Empties a directory although files may still be made there: by threads that have not heard of the end
+/// yet, and by NFS, in place of removed files that are open.
+fn empty(claim: &mut Claim) -> io::Result<()> {
+    for _ in 1..EMPTYING_TRIES {
+        match claim.empty() {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+                std::thread::sleep(EMPTYING_PAUSE);
             }
+            result => return result,
         }
     }
+    claim.empty()
+}
 
-    fn explain(&self, leave: Leave) {
-        for taken in &self.taken {
-            let path = taken.path.display();
-            match (taken.purpose, leave) {
-                (Purpose::Data, Leave::AsAsked) => {
-                    report::info(format!("data directory \"{path}\" not removed at user's request"));
-                }
-                (Purpose::Wal, Leave::AsAsked) => {
-                    report::info(format!("WAL directory \"{path}\" not removed at user's request"));
-                }
-                _ => {}
+/// Fails if this directory, by whatever name, was taken for something else.
+fn check_distinct(path: &Path, others: &[Taken]) -> Result<()> {
+    let Ok(place) = Place::open(path) else { return Ok(()) };
+    if !others.iter().filter_map(|taken| taken.claim.as_ref()).any(|claim| claim.place().is(&place)) {
+        return Ok(());
+    }
+    Err(Error::local(format!("directory \"{}\" cannot be used for two purposes", path.display()))
+        .with_hint("Use --tablespace-mapping to give each tablespace a place of its own."))
+}
+
+fn open(path: &Path) -> Result<Place> {
+    Place::open(path).map_err(|error| Error::io("access directory", path, &error))
+}
+
+fn explain(all: &[Taken], leave: Leave) {
+    let ours = || all.iter().filter(|taken| taken.claim.is_some());
+    for taken in ours() {
+        let path = taken.path.display();
+        match (taken.purpose, leave) {
+            (Purpose::Data, Leave::AsAsked) => {
+                report::info(format!("data directory \"{path}\" not removed at user's request"));
             }
+            (Purpose::Wal, Leave::AsAsked) => {
+                report::info(format!("WAL directory \"{path}\" not removed at user's request"));
+            }
+            _ => {}
         }
-        if leave == Leave::AsAsked && self.taken.iter().any(|taken| taken.purpose == Purpose::Tablespace) {
-            report::info("changes to tablespace directories will not be undone");
-        }
+    }
+    if leave == Leave::AsAsked && ours().any(|taken| taken.purpose == Purpose::Tablespace) {
+        report::info("changes to tablespace directories will not be undone");
     }
 }
 
@@ -154,40 +229,10 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn remove_contents(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        // Of the entry itself: links to tablespaces are removed, not followed.
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn remove_made(taken: &Taken) -> io::Result<()> {
-    let mut made = taken.made.iter().rev();
-    if let Some(directory) = made.next() {
-        match fs::remove_dir_all(directory) {
-            // In an in-place tablespace's case the data directory was removed before.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            result => result?,
-        }
-    }
-    for parent in made {
-        // Somebody else may have put something there.
-        if fs::remove_dir(parent).is_err() {
-            break;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claim::CLAIM_FILE;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
@@ -197,13 +242,15 @@ mod tests {
     fn made_and_removed() {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("a/b/data");
-        let mut cleanup = Cleanup::default();
+        let cleanup = Cleanup::default();
         cleanup.take(Purpose::Data, &target, 0o750).unwrap();
         assert_eq!(mode(&target), 0o750);
-        assert_eq!(cleanup.made().count(), 3);
+        assert_eq!(cleanup.made().len(), 3);
+        // One in the way of the other, which goes first.
+        cleanup.take(Purpose::Wal, &place.path().join("a/wal"), 0o750).unwrap();
         fs::create_dir(target.join("base")).unwrap();
         fs::write(target.join("base/1"), "x").unwrap();
-        cleanup.undo(Leave::Nothing);
+        cleanup.undo(false);
         assert!(!place.path().join("a").exists());
         assert!(place.path().exists());
     }
@@ -213,24 +260,33 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("kept"), "x").unwrap();
-        let mut cleanup = Cleanup::default();
+        let cleanup = Cleanup::default();
         cleanup.take(Purpose::Tablespace, place.path(), 0o700).unwrap();
         fs::write(place.path().join("file"), "x").unwrap();
         std::os::unix::fs::symlink(outside.path(), place.path().join("link")).unwrap();
-        cleanup.undo(Leave::Nothing);
+        cleanup.undo(false);
         assert!(place.path().exists());
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
         assert!(outside.path().join("kept").exists());
     }
 
     #[test]
-    fn left_if_asked() {
-        for leave in [Leave::AsAsked, Leave::Damaged] {
+    fn left_without_the_claim_if_asked_or_damaged_or_complete() {
+        for (no_clean, end) in [
+            (true, (|cleanup| cleanup.undo(false)) as fn(&Cleanup)),
+            (false, |cleanup| cleanup.undo(true)),
+            (false, |cleanup| cleanup.finish(true).unwrap()),
+        ] {
             let place = tempfile::tempdir().unwrap();
-            let mut cleanup = Cleanup::default();
-            cleanup.take(Purpose::Data, &place.path().join("data"), 0o700).unwrap();
-            cleanup.undo(leave);
-            assert!(place.path().join("data").exists());
+            let target = place.path().join("data");
+            let cleanup = Cleanup::new(no_clean);
+            cleanup.take(Purpose::Data, &target, 0o700).unwrap();
+            assert!(target.join(CLAIM_FILE).exists());
+            end(&cleanup);
+            assert!(target.exists() && !target.join(CLAIM_FILE).exists());
+            // Whatever comes after that.
+            cleanup.undo(false);
+            assert!(target.exists());
         }
     }
 
@@ -238,15 +294,71 @@ mod tests {
     fn what_is_not_empty_is_refused_and_left_alone() {
         let place = tempfile::tempdir().unwrap();
         fs::write(place.path().join(".hidden"), "x").unwrap();
-        let mut cleanup = Cleanup::default();
+        let cleanup = Cleanup::default();
         let error = cleanup.take(Purpose::Data, place.path(), 0o700).unwrap_err();
         assert_eq!(
             error.message(),
             format!("directory \"{}\" exists but is not empty", place.path().display())
         );
-        cleanup.undo(Leave::Nothing);
+        cleanup.undo(false);
         assert!(place.path().join(".hidden").exists());
         let file = place.path().join(".hidden");
-        assert!(check_empty(&file).unwrap_err().message().starts_with("could not access directory"));
+        let error = cleanup.take(Purpose::Data, &file, 0o700).unwrap_err();
+        assert!(error.message().starts_with("could not access directory"), "{error}");
+    }
+
+    #[test]
+    fn anothers_is_refused_and_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("data");
+        let (first, second) = (Cleanup::default(), Cleanup::default());
+        first.take(Purpose::Data, &target, 0o700).unwrap();
+        fs::write(target.join("file"), "x").unwrap();
+        for path in [&target, &target.join("below/it")] {
+            let error = second.take(Purpose::Data, path, 0o700).unwrap_err();
+            assert_eq!(
+                error.message(),
+                format!("directory \"{}\" is in use by another backup", target.display())
+            );
+        }
+        second.undo(false);
+        assert!(target.join("file").exists() && !target.join("below").exists());
+        first.check().unwrap();
+    }
+
+    #[test]
+    fn one_directory_by_two_names() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("data");
+        let link = place.path().join("link");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let cleanup = Cleanup::default();
+        cleanup.take(Purpose::Data, &target, 0o700).unwrap();
+        for path in [&target, &link] {
+            let error = cleanup.take(Purpose::Wal, path, 0o700).unwrap_err();
+            assert_eq!(
+                error.message(),
+                format!("directory \"{}\" cannot be used for two purposes", path.display())
+            );
+        }
+        // One in the other is another's directory, but this backup's.
+        cleanup.take(Purpose::Wal, &link.join("wal"), 0o700).unwrap();
+        cleanup.undo(false);
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn what_somebody_has_replaced_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("data");
+        let cleanup = Cleanup::default();
+        cleanup.take(Purpose::Data, &target, 0o700).unwrap();
+        fs::write(target.join("file"), "x").unwrap();
+        fs::rename(&target, place.path().join("old")).unwrap();
+        fs::create_dir(&target).unwrap();
+        assert!(cleanup.check().unwrap_err().message().contains("was replaced or taken over"));
+        assert!(cleanup.finish(false).is_err());
+        cleanup.undo(false);
+        assert!(target.exists() && place.path().join("old/file").exists());
     }
 }

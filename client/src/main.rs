@@ -15,6 +15,7 @@ mod allocations;
 mod backup;
 mod behind;
 mod chunk;
+mod claim;
 mod cleanup;
 mod connection;
 mod error;
@@ -48,6 +49,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use abort::Abort;
+use cleanup::Cleanup;
 use error::{Error, Kind, Result};
 use options::Invocation;
 
@@ -78,7 +80,8 @@ fn run() -> Result<()> {
             watch_signals(&abort)?;
             // Nobody else may look into a file before it has the mode that the server says.
             rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-            backup::run(&options, &abort)
+            let cleanup = Cleanup::new(options.no_clean);
+            backup::run(&options, &abort, &cleanup)
         }
     }
 }

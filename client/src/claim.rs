@@ -1,0 +1,386 @@
+//! The claim on a directory: as long as it lasts, one backup alone writes there.
+//!
+//! It is a file in the directory, created with O_EXCL, which is atomic on every file system, NFS from
+//! version 3 on included. A lock would end with the process that holds it, which is pleasant, but flock on
+//! a directory does not reach other clients of NFS, locks of files are local to a host on some mounts and
+//! missing on others, and what a killed process leaves is half a backup anyway, which somebody has to look
+//! at. And as a file *in* the directory it is the same one by every name that leads there.
+//!
+//! The claim goes when the directory is complete. It is not empty then, so that nobody can claim it from
+//! that moment on either: there is no gap between the claim and what it has protected.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// The file. No server lists names that begin so, those of temporary files (PG_TEMP_FILE_PREFIX): a backup
+/// has no such file of its own, and a copy that is started with one never hands it on.
+pub const CLAIM_FILE: &str = "pgsql_tmp.pg_parallel_basebackup";
+
+const CLAIM_FILE_C: &CStr = c"pgsql_tmp.pg_parallel_basebackup";
+
+/// Most of a claim that is read, whoever wrote it.
+const CLAIM_LENGTH: u64 = 1024;
+
+/// A directory that is ours.
+#[derive(Debug)]
+pub struct Claim {
+    place: Place,
+    /// The claim, open so that no other file can have its inode; none once it was given up.
+    file: Option<File>,
+}
+
+/// A directory that is remembered by more than its name.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// Open, so that no other directory can have its inode.
+    directory: OwnedFd,
+}
+
+impl Place {
+    /// The directory that has this name now.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self { path: path.to_owned(), directory })
+    }
+
+    /// Its name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the name still leads to it.
+    pub fn is_there(&self) -> bool {
+        is_same(rustix::fs::stat(&self.path), rustix::fs::fstat(&self.directory))
+    }
+
+    /// Whether both are one directory.
+    pub fn is(&self, other: &Self) -> bool {
+        is_same(rustix::fs::fstat(&self.directory), rustix::fs::fstat(&other.directory))
+    }
+}
+
+impl Claim {
+    /// Claims a directory that is there, and empty.
+    pub fn take(place: Place) -> Result<Self> {
+        // Before the attempt, for the usual case to leave no trace in a directory that is in use.
+        check_empty(&place.path, None)?;
+        let path = place.path.join(CLAIM_FILE);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = match rustix::fs::openat(&place.directory, CLAIM_FILE_C, flags, mode) {
+            Ok(file) => File::from(file),
+            Err(Errno::EXIST) => return Err(in_use(&place.path)),
+            Err(error) => return Err(Error::io("create file", &path, &error.into())),
+        };
+        let mut claim = Self { place, file: Some(file) };
+        // Another backup may have come and gone since the look at it.
+        let claimed = check_empty(claim.path(), Some(CLAIM_FILE)).and_then(|()| {
+            let holder = format!("{}\n{}\n", std::process::id(), host());
+            let written = claim.file.as_mut().map_or(Ok(()), |file| file.write_all(holder.as_bytes()));
+            written.map_err(|error| Error::io("write to file", &path, &error))
+        });
+        match claimed {
+            Ok(()) => Ok(claim),
+            Err(error) => {
+                // The first error says more than that of a second try to leave no trace.
+                let _ = claim.release();
+                Err(error)
+            }
+        }
+    }
+
+    /// The directory's name.
+    pub fn path(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// The directory.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Whether the directory is where it was and nobody else's: who replaced it, or removed the claim, has
+    /// taken it over.
+    pub fn is_ours(&self) -> bool {
+        let found = rustix::fs::statat(&self.place.directory, CLAIM_FILE_C, AtFlags::SYMLINK_NOFOLLOW);
+        self.place.is_there()
+            && match &self.file {
+                Some(file) => is_same(found, rustix::fs::fstat(file)),
+                None => found.is_err_and(|error| error == Errno::NOENT),
+            }
+    }
+
+    /// Fails unless it is.
+    pub fn check(&self) -> Result<()> {
+        if self.is_ours() {
+            return Ok(());
+        }
+        Err(Error::local(format!(
+            "directory \"{}\" was replaced or taken over by somebody else while the backup ran",
+            self.path().display()
+        )))
+    }
+
+    /// Gives the directory up with what is in it.
+    pub fn release(&mut self) -> Result<()> {
+        self.check()?;
+        self.remove_claim()
+            .map_err(|error| Error::io("remove file", &self.place.path.join(CLAIM_FILE), &error.into()))
+    }
+
+    /// Removes what is in the directory, the claim last. Links are removed and never followed.
+    /// Only for a directory that is ours.
+    pub fn empty(&mut self) -> io::Result<()> {
+        remove_entries(&self.place.directory, Some(CLAIM_FILE_C))?;
+        Ok(self.remove_claim()?)
+    }
+
+    fn remove_claim(&mut self) -> std::result::Result<(), Errno> {
+        // Closed first: NFS would keep an open file, under another name.
+        if self.file.take().is_none() {
+            return Ok(());
+        }
+        rustix::fs::unlinkat(&self.place.directory, CLAIM_FILE_C, AtFlags::empty())
+    }
+}
+
+/// Fails unless a directory is empty, or does not exist, and is in no directory that others have claimed;
+/// true if it exists. `ours` are claims that do not count.
+pub fn check_free<'a>(path: &Path, ours: impl Iterator<Item = &'a Claim> + Clone) -> Result<bool> {
+    let exists = match check_empty(path, None) {
+        Ok(()) => true,
+        Err(error) => match fs::symlink_metadata(path) {
+            Err(missing) if missing.kind() == ErrorKind::NotFound => false,
+            _ => return Err(error),
+        },
+    };
+    // What lies in another backup is removed with it, should that one fail.
+    let above = path.ancestors().find_map(|ancestor| {
+        let named = if ancestor.as_os_str().is_empty() { Path::new(".") } else { ancestor };
+        fs::canonicalize(named).ok()
+    });
+    for directory in above.iter().flat_map(|above| above.ancestors()) {
+        if fs::symlink_metadata(directory.join(CLAIM_FILE)).is_ok()
+            && !Place::open(directory).is_ok_and(|place| ours.clone().any(|claim| claim.place.is(&place)))
+        {
+            return Err(in_use(directory));
+        }
+    }
+    Ok(exists)
+}
+
+/// Fails unless a directory has nothing in it but for this.
+fn check_empty(path: &Path, but: Option<&str>) -> Result<()> {
+    let failed = |error: io::Error| Error::io("access directory", path, &error);
+    let mut is_empty = true;
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if but.is_some_and(|but| name == but) {
+            continue;
+        }
+        if name == CLAIM_FILE {
+            return Err(in_use(path));
+        }
+        is_empty = false;
+    }
+    if is_empty {
+        return Ok(());
+    }
+    Err(Error::local(format!("directory \"{}\" exists but is not empty", path.display())))
+}
+
+/// Another's claim, and what to do if nobody stands behind it any more.
+fn in_use(directory: &Path) -> Error {
+    let path = directory.join(CLAIM_FILE);
+    let holder = read_holder(&path).map_or_else(String::new, |(process, host)| {
+        format!(", made by process {process} on host \"{host}\"")
+    });
+    Error::local(format!("directory \"{}\" is in use by another backup", directory.display()))
+        .with_detail(format!("The claim on it is the file \"{}\"{holder}.", path.display()))
+        .with_hint(
+            "If that backup is no longer running, for instance because it was killed, remove everything in \
+             the directory, this file included, and try again.",
+        )
+}
+
+/// Who made a claim, if it has the form that `take` gives it.
+fn read_holder(path: &Path) -> Option<(u32, String)> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let mut text = String::new();
+    file.take(CLAIM_LENGTH).read_to_string(&mut text).ok()?;
+    let mut lines = text.lines();
+    let process = lines.next()?.parse().ok()?;
+    let host = lines.next().filter(|host| !host.contains(char::is_control))?;
+    Some((process, host.to_owned()))
+}
+
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn is_same(one: rustix::io::Result<Stat>, other: rustix::io::Result<Stat>) -> bool {
+    matches!((one, other), (Ok(one), Ok(other)) if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
+/// Removes what is in a directory, whatever name that has by now.
+fn remove_entries(directory: &impl AsFd, but: Option<&CStr>) -> rustix::io::Result<()> {
+    let entries: Vec<CString> = Dir::read_from(directory)?
+        .map(|entry| entry.map(|entry| entry.file_name().to_owned()))
+        .collect::<rustix::io::Result<_>>()?;
+    for name in entries {
+        if matches!(name.as_bytes(), b"." | b"..") || but.is_some_and(|but| *but == *name) {
+            continue;
+        }
+        match rustix::fs::unlinkat(directory, &*name, AtFlags::empty()) {
+            // Linux says the one of directories, POSIX the other.
+            Err(Errno::ISDIR | Errno::PERM) => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let below = rustix::fs::openat(directory, &*name, flags, Mode::empty())?;
+                remove_entries(&below, None)?;
+                rustix::fs::unlinkat(directory, &*name, AtFlags::REMOVEDIR)?;
+            }
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name in a file list is the claim's, in whatever directory.
+pub fn is_claim(path: &[u8]) -> bool {
+    Path::new(OsStr::from_bytes(path)).file_name().is_some_and(|name| name == CLAIM_FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn take(path: &Path) -> Result<Claim> {
+        Claim::take(Place::open(path).unwrap())
+    }
+
+    #[test]
+    fn one_of_many_gets_it() {
+        for _ in 0..20 {
+            let place = tempfile::tempdir().unwrap();
+            let claims: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| take(place.path()))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let (claims, refused): (Vec<_>, Vec<_>) = claims.into_iter().partition(|claim| claim.is_ok());
+            assert_eq!(claims.len(), 1);
+            for error in refused.into_iter().map(std::result::Result::unwrap_err) {
+                assert_eq!(
+                    error.message(),
+                    format!("directory \"{}\" is in use by another backup", place.path().display())
+                );
+            }
+            assert_eq!(names(place.path()), [CLAIM_FILE]);
+        }
+    }
+
+    #[test]
+    fn the_error_names_the_file_and_who_made_it() {
+        let place = tempfile::tempdir().unwrap();
+        let claim = take(place.path()).unwrap();
+        let detail = |path: &Path| take(path).unwrap_err().detail().unwrap().to_owned();
+        let file = place.path().join(CLAIM_FILE);
+        let (found, named) = (detail(place.path()), file.display());
+        assert_eq!(
+            found,
+            format!(
+                "The claim on it is the file \"{named}\", made by process {} on host \"{}\".",
+                std::process::id(),
+                host()
+            )
+        );
+        for odd in [&b""[..], b"x\ny\n", b"1\n\x1b[2J\n", b"\xff"] {
+            fs::write(&file, odd).unwrap();
+            assert_eq!(detail(place.path()), format!("The claim on it is the file \"{named}\"."));
+        }
+        assert!(claim.is_ours());
+    }
+
+    #[test]
+    fn released_and_emptied() {
+        let place = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("kept"), "x").unwrap();
+        let mut claim = take(place.path()).unwrap();
+        fs::create_dir_all(place.path().join("a/b")).unwrap();
+        fs::write(place.path().join("a/b/c"), "x").unwrap();
+        std::os::unix::fs::symlink(outside.path(), place.path().join("a/link")).unwrap();
+        assert!(claim.is_ours());
+        claim.empty().unwrap();
+        assert_eq!(names(place.path()), [""; 0]);
+        assert!(claim.is_ours() && outside.path().join("kept").exists());
+
+        let mut claim = take(place.path()).unwrap();
+        fs::write(place.path().join("f"), "x").unwrap();
+        claim.release().unwrap();
+        assert_eq!(names(place.path()), ["f"]);
+        // Nobody gets a directory that is complete, and nothing changes in it.
+        let error = take(place.path()).unwrap_err();
+        assert!(error.message().ends_with("exists but is not empty"), "{error}");
+        assert_eq!(names(place.path()), ["f"]);
+    }
+
+    #[test]
+    fn what_others_took_over_is_not_ours() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        fs::create_dir(&path).unwrap();
+        let mut claim = take(&path).unwrap();
+        // The claim removed, and another's in its place.
+        fs::remove_file(path.join(CLAIM_FILE)).unwrap();
+        assert!(!claim.is_ours());
+        let other = take(&path).unwrap();
+        assert!(!claim.is_ours() && other.is_ours());
+        // The directory moved away, and another in its place.
+        fs::rename(&path, parent.path().join("old")).unwrap();
+        assert!(!other.is_ours());
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("f"), "x").unwrap();
+        assert!(!other.is_ours());
+        assert!(claim.release().is_err());
+        assert_eq!(names(&path), ["f"]);
+    }
+
+    #[test]
+    fn below_a_directory_in_use() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        fs::create_dir(&path).unwrap();
+        let claim = take(&path).unwrap();
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for below in [path.join("a/b"), link.join("a")] {
+            let error = check_free(&below, std::iter::empty()).unwrap_err();
+            assert!(error.message().ends_with("data\" is in use by another backup"), "{error}");
+            assert!(!check_free(&below, std::iter::once(&claim)).unwrap());
+        }
+        assert!(!check_free(&parent.path().join("other"), std::iter::empty()).unwrap());
+        assert!(is_claim(b"base/pgsql_tmp.pg_parallel_basebackup") && !is_claim(b"base/pgsql_tmp1"));
+    }
+}
