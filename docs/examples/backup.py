@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A base backup by way of the SQL procedures: backup.py DIRECTORY [CONNECTION_STRING [JOBS]]
 
-Needs psycopg 3. Left out: tablespaces, a manifest, trying again (docs/protocol.md has all).
+Needs psycopg 3. Left out: tablespaces, a manifest, checksums, trying again (docs/protocol.md has all).
 """
 import os, struct, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ if len(start[1]) > 1:
     sys.exit("backup.py: tablespaces are more than this example can do")
 os.makedirs(target, 0o700)
 files = []
-for path, kind, size, mtime, mode in call(coordinator, "send_file_list()")[0]:
+for path, kind, size, mtime, mode, *_ in call(coordinator, "send_file_list()")[0]:  # Later versions add columns.
     if kind == "d":
         os.makedirs(at(unquote_to_bytes(path)), mode, exist_ok=True)
     else:
@@ -50,8 +50,8 @@ batches = [[files[i:i + 100] for i in range(100 * n, len(files), 100 * len(worke
 with ThreadPoolExecutor(len(workers)) as pool:
     list(pool.map(lambda worker, mine: [fetch(worker, batch, backup_id) for batch in mine], workers, batches))
 stop = call(coordinator, "stop_backup(wait => false)")
-fetch(coordinator, ["pg_wal/" + name for name, in stop[3]], backup_id)
-for name, in stop[3]:
+fetch(coordinator, ["pg_wal/" + name for name, *_ in stop[3]], backup_id)
+for name, *_ in stop[3]:
     open(at(f"pg_wal/archive_status/{name}.done".encode()), "wb").close()
 for path, content in ((b"backup_label", stop[4][0][0].encode()), (b"global/pg_control", bytes.fromhex(stop[1][0][0]))):
     with open(at(path), "wb") as file:

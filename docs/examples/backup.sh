@@ -51,7 +51,7 @@ awk -F '\t' '$2 == "d" { print $1 }' "$work/list" |
 	perl -ne 'chomp; s/%(..)/chr hex $1/ge; mkdir "$ENV{target}/$_", 0700 or die "$_: $!"'
 awk -F '\t' '$2 == "f" { print $1 }' "$work/list" | fetch
 call stop 'stop_backup(wait => false)'
-grep -Ex '[0-9A-F]{24}|[0-9A-F]{8}\.history' "$work/stop" | tee "$work/wal" | sed 's,^,pg_wal/,' | fetch
+cut -f 1 "$work/stop" | grep -Ex '[0-9A-F]{24}|[0-9A-F]{8}\.history' | tee "$work/wal" | sed 's,^,pg_wal/,' | fetch
 (cd "$target/pg_wal/archive_status" && sed 's/$/.done/' "$work/wal" | xargs touch)
 cp "$work/backup_label" "$target/"
-awk 'length > 10000' "$work/stop" | perl -ne 'chomp; print pack "H*", $_' >"$target/global/pg_control" # the last: now it is a cluster
+awk 'length($1) > 10000 { print $1 }' "$work/stop" | perl -ne 'chomp; print pack "H*", $_' >"$target/global/pg_control" # the last: now it is a cluster

@@ -1,4 +1,5 @@
-//! The result sets: names and types of their columns, in order.
+//! The result sets: names and types of their columns, in order. Each row of each of them ends with
+//! [`CHECKSUM`].
 
 /// A column's SQL type. Values travel as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,10 @@ const fn int8(name: &'static str) -> Column {
 const fn oid(name: &'static str) -> Column {
     Column { name, kind: ColumnType::Oid }
 }
+
+/// The last column: CRC-32C of all values of the reply so far, in hex. Only servers since 0.3.0 have
+/// it.
+pub const CHECKSUM: Column = text("checksum");
 
 /// START_BACKUP, first result set: one row.
 pub const START: &[Column] = &[

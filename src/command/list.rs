@@ -12,7 +12,7 @@ use crate::cluster::Layout;
 use crate::cluster::walk::{Entry, Visitor, Walk};
 use crate::error::{Error, Result};
 use crate::pg::{backup, interrupt, progress, report, server, walsender};
-use crate::stream::rows::ResultSet;
+use crate::stream::rows::{Reply, ResultSet};
 
 /// Lists the files of a running backup, or of the cluster as it is for an estimate.
 pub fn run(command: &SendFileList) -> Result<()> {
@@ -34,7 +34,8 @@ fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
         directory_mode: server::directory_mode(),
         wal_directories: server::WAL_DIRECTORIES,
     };
-    let mut rows = Rows { set: ResultSet::begin(reply::FILE_LIST), handle, bytes: 0 };
+    let mut sets = Reply::default();
+    let mut rows = Rows { set: sets.begin(reply::FILE_LIST), handle, bytes: 0 };
     walk.run(&mut rows)?;
     if let Some(handle) = handle {
         // What PROGRESS of START_BACKUP walks the whole tree for.
@@ -47,7 +48,7 @@ fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
 
 /// Sends each entry as a row.
 struct Rows<'a> {
-    set: ResultSet,
+    set: ResultSet<'a>,
     handle: Option<&'a Handle>,
     /// In all files so far.
     bytes: u64,

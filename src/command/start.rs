@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::pg::progress::{self, Phase};
 use crate::pg::segment::Segment;
 use crate::pg::{backup, guard, interrupt, role, server, wal, walsender};
-use crate::stream::rows::{ResultSet, send_row};
+use crate::stream::rows::Reply;
 
 /// Starts a backup that this session owns.
 pub fn run(command: &StartBackup) -> Result<()> {
@@ -68,14 +68,15 @@ fn start(command: &StartBackup, slot: &'static Slot, id: BackupId) -> Result<()>
     }
     progress::start(Phase::StreamFiles, total, layout.tablespaces.len() + 1);
     slot.run(&facts)?;
-    send_start(&facts, id);
-    send_tablespaces(&layout, sizes.as_deref());
+    let mut sets = Reply::default();
+    send_start(&mut sets, &facts, id);
+    send_tablespaces(&mut sets, &layout, sizes.as_deref());
     let map = Some(&*started.tablespace_map).filter(|map| !map.is_empty());
-    send_row(reply::LABELS, &[Some(&*label_file), map]);
+    sets.row(reply::LABELS, &[Some(&*label_file), map]);
     Ok(())
 }
 
-fn send_start(facts: &Facts, id: BackupId) {
+fn send_start(sets: &mut Reply, facts: &Facts, id: BackupId) {
     let number = |flag: bool| u8::from(flag).to_string();
     let values = [
         facts.start_lsn.to_string(),
@@ -89,13 +90,13 @@ fn send_start(facts: &Facts, id: BackupId) {
         number(facts.in_recovery),
     ]
     .map(Some);
-    send_row(reply::START, &values);
+    sets.row(reply::START, &values);
 }
 
 /// The tablespace header: the data directory last, as BASE_BACKUP has it.
-fn send_tablespaces(layout: &Layout, sizes: Option<&[u64]>) {
+fn send_tablespaces(sets: &mut Reply, layout: &Layout, sizes: Option<&[u64]>) {
     let kilobytes = |at: usize| sizes.and_then(|sizes| sizes.get(at)).map(|size| (size / 1024).to_string());
-    let mut set = ResultSet::begin(reply::TABLESPACES);
+    let mut set = sets.begin(reply::TABLESPACES);
     for (at, space) in layout.tablespaces.iter().enumerate() {
         let size = kilobytes(at);
         set.row(&[

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::pg::backup::BackupState;
 use crate::pg::progress::{self, Phase};
 use crate::pg::{control_file, guard, report, server, wal, walsender};
-use crate::stream::rows::{ResultSet, send_row};
+use crate::stream::rows::Reply;
 
 /// Ends this session's backup, waits for the archive, and returns what the copy needs. Sent again,
 /// it waits and returns the same again.
@@ -103,14 +103,15 @@ fn finish(state: &mut BackupState, control_file: Vec<u8>, slot: &Slot) -> Result
 
 fn send(stopped: &Stopped, label_file: &[u8]) {
     let wal = &stopped.wal;
-    send_row(reply::STOP, &[wal.stop.to_string(), wal.stop_timeline.to_string()].map(Some));
-    send_row(reply::CONTROL_FILE, &[Some(to_hex(&stopped.control_file))]);
-    let mut set = ResultSet::begin(reply::WAL_RANGES);
+    let mut sets = Reply::default();
+    sets.row(reply::STOP, &[wal.stop.to_string(), wal.stop_timeline.to_string()].map(Some));
+    sets.row(reply::CONTROL_FILE, &[Some(to_hex(&stopped.control_file))]);
+    let mut set = sets.begin(reply::WAL_RANGES);
     for span in &stopped.spans {
         set.row(&[span.timeline.to_string(), span.start.to_string(), span.end.to_string()].map(Some));
     }
     set.end();
-    let mut set = ResultSet::begin(reply::WAL_FILES);
+    let mut set = sets.begin(reply::WAL_FILES);
     for file in &stopped.wal_files {
         set.row(&[Some(file)]);
     }
@@ -118,5 +119,5 @@ fn send(stopped: &Stopped, label_file: &[u8]) {
     let totals = stopped.totals;
     let counts = [totals.files, totals.bytes, totals.checksum_failures].map(|count| count.to_string());
     let [files, bytes, failures] = counts.each_ref().map(|count| Some(count.as_bytes()));
-    send_row(reply::TOTALS, &[Some(label_file), files, bytes, failures]);
+    sets.row(reply::TOTALS, &[Some(label_file), files, bytes, failures]);
 }

@@ -3,24 +3,32 @@
 //! Written by hand and not through a DestReceiver, since `printsimple` of version 15 has no oid.
 
 use bytes::BufMut;
+use pages::rows::RowChecksum;
 use pgrx::pg_sys;
-use protocol::reply::{Column, ColumnType};
+use protocol::reply::{CHECKSUM, Column, ColumnType};
 
 use crate::pg::wire::{put_message, tag};
 
-/// A result set on its way out.
-#[derive(Debug)]
-pub struct ResultSet {
-    columns: usize,
-    buffer: Vec<u8>,
+/// The result sets of a command, one after the other, under one checksum.
+#[derive(Debug, Default)]
+pub struct Reply {
+    checksum: RowChecksum,
 }
 
-impl ResultSet {
+/// A result set on its way out.
+#[derive(Debug)]
+pub struct ResultSet<'a> {
+    columns: usize,
+    buffer: Vec<u8>,
+    checksum: &'a mut RowChecksum,
+}
+
+impl Reply {
     /// Sends the description of the rows to come.
-    pub fn begin(columns: &[Column]) -> Self {
+    pub fn begin(&mut self, columns: &[Column]) -> ResultSet<'_> {
         let mut buffer = Vec::new();
-        put_count(&mut buffer, columns.len());
-        for column in columns {
+        put_count(&mut buffer, columns.len() + 1);
+        for column in columns.iter().chain([&CHECKSUM]) {
             let (kind, size) = match column.kind {
                 ColumnType::Text => (pg_sys::TEXTOID, -1),
                 ColumnType::Int4 => (pg_sys::INT4OID, 4),
@@ -39,24 +47,26 @@ impl ResultSet {
             buffer.put_i16(0);
         }
         put_message(tag::ROW_DESCRIPTION, &buffer);
-        Self { columns: columns.len(), buffer }
+        ResultSet { columns: columns.len(), buffer, checksum: &mut self.checksum }
     }
 
-    /// Sends a row; `None` is NULL.
+    /// A result set of one row.
+    pub fn row(&mut self, columns: &[Column], values: &[Option<impl AsRef<[u8]>>]) {
+        let mut set = self.begin(columns);
+        set.row(values);
+        set.end();
+    }
+}
+
+impl ResultSet<'_> {
+    /// Sends a row; `None` is NULL. The checksum is added here.
     pub fn row(&mut self, values: &[Option<impl AsRef<[u8]>>]) {
         debug_assert_eq!(values.len(), self.columns);
         self.buffer.clear();
-        put_count(&mut self.buffer, values.len());
-        for value in values {
-            match value {
-                Some(bytes) => {
-                    let bytes = bytes.as_ref();
-                    self.buffer.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
-                    self.buffer.put_slice(bytes);
-                }
-                None => self.buffer.put_i32(-1),
-            }
-        }
+        put_count(&mut self.buffer, values.len() + 1);
+        let values = || values.iter().map(|value| value.as_ref().map(AsRef::as_ref));
+        values().for_each(|value| put_value(&mut self.buffer, value));
+        put_value(&mut self.buffer, Some(self.checksum.add(values()).as_bytes()));
         put_message(tag::DATA_ROW, &self.buffer);
     }
 
@@ -66,11 +76,14 @@ impl ResultSet {
     }
 }
 
-/// A result set of one row.
-pub fn send_row(columns: &[Column], values: &[Option<impl AsRef<[u8]>>]) {
-    let mut set = ResultSet::begin(columns);
-    set.row(values);
-    set.end();
+fn put_value(buffer: &mut Vec<u8>, value: Option<&[u8]>) {
+    match value {
+        Some(bytes) => {
+            buffer.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+            buffer.put_slice(bytes);
+        }
+        None => buffer.put_i32(-1),
+    }
 }
 
 fn put_count(buffer: &mut Vec<u8>, count: usize) {

@@ -112,7 +112,7 @@ sub digest_of
 }
 
 # CRC-32C (Castagnoli, reflected polynomial 0x82F63B78), a byte at a time: for
-# small files only.
+# small files only. With a second argument, of bytes that follow others of that CRC.
 my @crc_table = map {
 	my $c = $_;
 	$c = ($c & 1) ? (($c >> 1) ^ 0x82F63B78) : ($c >> 1) for 1 .. 8;
@@ -121,8 +121,8 @@ my @crc_table = map {
 
 sub crc32c
 {
-	my ($data) = @_;
-	my $crc = 0xFFFFFFFF;
+	my ($data, $before) = @_;
+	my $crc = ($before // 0) ^ 0xFFFFFFFF;
 
 	$crc = ($crc >> 8) ^ $crc_table[ ($crc ^ $_) & 0xFF ]
 	  for unpack('C*', $data);

@@ -16,10 +16,11 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use ParallelBackup::Call qw(call_of);
 use ParallelBackup::Connection;
-use ParallelBackup::Frame qw(encode_path decode_path quote_literal);
+use ParallelBackup::Frame qw(crc32c encode_path decode_path quote_literal);
 use ParallelBackup::Transfer;
 
 our @EXPORT = qw(
+	checked_results
   server_major wal_directories stock_server
   parallel_node connection sql_connection may_back_up start_copy
   start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash tag_of
@@ -224,6 +225,32 @@ sub result_hash
 	return \%hash;
 }
 
+# The rows of a reply without their checksum column, after a look at it: it covers the
+# values of all rows so far.
+sub checked_results
+{
+	my ($reply) = @_;
+	my @results;
+	my $crc;
+
+	for my $result (@{ $reply->{results} })
+	{
+		my @rows;
+		croak "no checksum" if $result->{columns}[-1] ne 'checksum';
+		for my $row (@{ $result->{rows} })
+		{
+			my ($checksum, @values) = ($row->[-1], @$row[ 0 .. $#$row - 1 ]);
+			$crc = crc32c(join('', map { defined $_ ? pack('l> a*', length $_, $_) : pack('l>', -1) } @values), $crc);
+			croak "checksum $checksum of row (@{[ map { $_ // 'NULL' } @values ]})"
+			  if $checksum ne unpack('H*', pack('V', $crc));
+			push @rows, \@values;
+		}
+		push @results,
+		  { %$result, columns => [ @{ $result->{columns} }[ 0 .. $#{ $result->{columns} } - 1 ] ], rows => \@rows };
+	}
+	return @results;
+}
+
 sub _options
 {
 	my (%options) = @_;
@@ -255,7 +282,7 @@ sub start_backup
 	my ($conn, %options) = @_;
 	my $reply = query_ok($conn,
 		'START_BACKUP' . _options(CHECKPOINT => 'fast', %options));
-	my ($header, $tablespaces, $files) = @{ $reply->{results} };
+	my ($header, $tablespaces, $files) = checked_results($reply);
 
 	return {
 		%{ result_hash($header) },
@@ -280,7 +307,7 @@ sub list_files
 			mtime => $_->[3],
 			mode => $_->[4]
 		}
-	} @{ $reply->{results}[0]{rows} };
+	} map { @{ $_->{rows} } } checked_results($reply);
 }
 
 # The text of SEND_FILES_CONTENT for raw paths; a path may be [path, offset] or
@@ -328,7 +355,7 @@ sub stop_backup
 {
 	my ($conn, %options) = @_;
 	my $reply = $conn->query('STOP_BACKUP' . _options(%options));
-	my @results = @{ $reply->{results} };
+	my @results = checked_results($reply);
 
 	croak 'STOP_BACKUP failed: '
 	  . ($reply->{error} ? $reply->{error}{message} : 'no reply')
