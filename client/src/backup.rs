@@ -21,6 +21,7 @@ use crate::pq::{Answer, Status};
 use crate::progress::{self, Counters};
 use crate::queue::Queue;
 use crate::recovery;
+use crate::reply::Reply;
 use crate::report;
 use crate::route;
 use crate::split::Splits;
@@ -142,6 +143,7 @@ struct Start {
     position: Lsn,
     timeline: u32,
     id: BackupId,
+    system: u64,
     segment_size: SegmentSize,
     /// Whether the cluster has page checksums.
     data_checksums: bool,
@@ -194,6 +196,9 @@ impl Backup<'_> {
         };
 
         let start = self.start(&mut coordinator)?;
+        if start.system != system.identifier {
+            return Err(Error::local("system identifier does not match between connections"));
+        }
         if start.segment_size.bytes() != segment_size {
             return Err(Error::local("WAL segment size does not match between connections"));
         }
@@ -202,7 +207,11 @@ impl Backup<'_> {
         if !options.discard {
             self.prepare_directories(&mut target, &start, server_version)?;
         }
-        let algorithm = options.manifest.map_or(DigestAlgorithm::Crc32c, |manifest| manifest.checksums);
+        // Where the manifest has none they still say whether files came as they were sent.
+        let algorithm = match options.manifest {
+            Some(manifest) if !manifest.checksums.is_empty() => manifest.checksums,
+            _ => DigestAlgorithm::Crc32c,
+        };
         let manifest = self.begin_manifest(&target, server_version, system.identifier)?;
 
         let plan = match &options.wal {
@@ -356,7 +365,8 @@ impl Backup<'_> {
             max_rate: self.options.max_rate,
         });
         coordinator.send_command(&command)?;
-        let first = coordinator.result_set(reply::START).map_err(explain_start)?;
+        let mut reply = Reply::new(coordinator);
+        let first = reply.result_set(coordinator, reply::START).map_err(explain_start)?;
         self.say("checkpoint completed");
         let version: u32 = number(&first, 0, 3)?;
         if version != PROTOCOL_VERSION {
@@ -371,7 +381,7 @@ impl Backup<'_> {
             self.say(format_args!("write-ahead log start point: {position} on timeline {timeline}"));
         }
         let doing = |error: Error| error.context("could not get backup header");
-        let second = coordinator.result_set(reply::TABLESPACES).map_err(doing)?;
+        let second = reply.result_set(coordinator, reply::TABLESPACES).map_err(doing)?;
         let mut tablespaces = Vec::new();
         for row in 0..second.rows() {
             if second.value(row, 0).is_some() {
@@ -381,11 +391,12 @@ impl Backup<'_> {
                 });
             }
         }
-        let third = coordinator.result_set(reply::LABELS).map_err(doing)?;
+        let third = reply.result_set(coordinator, reply::LABELS).map_err(doing)?;
         let start = Start {
             position,
             timeline,
             id: number(&first, 0, 2)?,
+            system: number(&first, 0, 4)?,
             segment_size: SegmentSize::new(number(&first, 0, 5)?)?,
             data_checksums: number::<i32>(&first, 0, 7)? != 0,
             tablespaces,
@@ -471,6 +482,7 @@ impl Backup<'_> {
         let doing = |error: Error| error.context("could not get file list");
         coordinator.send_command(&command).map_err(doing)?;
         coordinator.row_by_row().map_err(doing)?;
+        let mut reply = Reply::new(coordinator);
         let mut checked = false;
         let mut ended = false;
         while let Some(answer) = coordinator.result().map_err(doing)? {
@@ -484,6 +496,7 @@ impl Backup<'_> {
                 check_columns(&answer, reply::FILE_LIST)?;
                 checked = true;
             }
+            reply.check(&answer).map_err(doing)?;
             for row in 0..answer.rows() {
                 add_listed(&answer, row, work)?;
             }
@@ -565,9 +578,10 @@ impl Backup<'_> {
         });
         let doing = |error: Error| error.context("backup failed");
         let began = Instant::now();
-        let first = loop {
+        let (first, mut reply) = loop {
             coordinator.send_command(&command)?;
-            match coordinator.result_set(reply::STOP) {
+            let mut reply = Reply::new(coordinator);
+            match reply.result_set(coordinator, reply::STOP) {
                 // The server may not have noticed yet that a transfer has nobody to read it.
                 Err(error)
                     if lost_workers
@@ -577,13 +591,13 @@ impl Backup<'_> {
                     self.abort.check()?;
                     std::thread::sleep(Duration::from_millis(200));
                 }
-                result => break result.map_err(doing)?,
+                result => break (result.map_err(doing)?, reply),
             }
         };
-        let second = coordinator.result_set(reply::CONTROL_FILE).map_err(doing)?;
-        let third = coordinator.result_set(reply::WAL_RANGES).map_err(doing)?;
-        let fourth = coordinator.result_set(reply::WAL_FILES).map_err(doing)?;
-        let fifth = coordinator.result_set(reply::TOTALS).map_err(doing)?;
+        let second = reply.result_set(coordinator, reply::CONTROL_FILE).map_err(doing)?;
+        let third = reply.result_set(coordinator, reply::WAL_RANGES).map_err(doing)?;
+        let fourth = reply.result_set(coordinator, reply::WAL_FILES).map_err(doing)?;
+        let fifth = reply.result_set(coordinator, reply::TOTALS).map_err(doing)?;
         let mut stop = Stop {
             position: lsn(&first, 0, 0)?,
             timeline: number(&first, 0, 1)?,
@@ -844,7 +858,10 @@ mod tests {
     fn fetched_while_listed(end: Result<()>) -> (Result<()>, bool) {
         const FILES: usize = 64;
         let names: Vec<_> = (0..FILES).map(|number| format!("base/5/{number}")).collect();
-        let answer: Vec<_> = names.iter().map(|name| fake_server::file(name, 0, 0, b"")).collect();
+        let crc32c = DigestAlgorithm::Crc32c;
+        let empty = Digest::of(crc32c, b"");
+        let answer: Vec<_> =
+            names.iter().map(|name| fake_server::file_with(name, 0, 0, b"", 0, crc32c, &empty)).collect();
         let servers = [FakeServer::start(Vec::new()), FakeServer::start(vec![fake_server::copy(&answer)])];
         let (mut coordinator, worker) = (servers[0].connect(), servers[1].connect());
         let arguments = ["pg_parallel_basebackup", "--discard", "-j", "2"].map(OsString::from);

@@ -159,7 +159,7 @@ mod tests {
                 length: 4,
                 mtime: 0,
                 digest: Vec::new(),
-                suspects: Vec::new(),
+                mismatches: Vec::new(),
             };
             front.end(0, received)?;
             front.vanished(1)?;

@@ -4,7 +4,8 @@
 //! `backup` says in which order things happen, the modules below it how:
 //! - `options`, `tablespace`: the command line;
 //! - `pq` (libpq, unsafe code), `connection`: commands; `wire`: transfers read past libpq;
-//! - `queue`, `receive`, `transfer`, `split`, `digest`: files and who fetches them;
+//! - `queue`, `receive`, `transfer`, `reverify`, `split`, `writer`, `behind`: files and who fetches them;
+//! - `reply`: the results of commands, checked row by row;
 //! - `target`, `cleanup`, `sync`, `os` (unsafe code): the directory that is written;
 //! - `wal`, `walstream`, `manifest`, `recovery`: what makes it a backup;
 //! - `abort`, `error`, `report`, `progress`: what the user hears.
@@ -29,7 +30,9 @@ mod progress;
 mod queue;
 mod receive;
 mod recovery;
+mod reply;
 mod report;
+mod reverify;
 mod route;
 mod split;
 mod sync;
@@ -40,6 +43,7 @@ mod transfer;
 mod wal;
 mod walstream;
 mod wire;
+mod writer;
 
 use std::io::Write;
 use std::process::ExitCode;

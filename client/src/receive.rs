@@ -1,7 +1,7 @@
 //! What SEND_FILES_CONTENT answers, checked message by message: every file that was asked for, in
 //! that order, with as many bytes as announced. Where the server verifies, with a digest that fits
-//! them; where this side does, page by page and with a digest made here. Where the bytes go is for a
-//! `Sink` to say.
+//! them; where this side does, page by page, with a digest made here that says nothing about the way.
+//! Where the bytes go is for a `Sink` to say.
 
 use pages::names::{self, Names};
 use pages::page::{self, BLOCK_SIZE};
@@ -47,8 +47,8 @@ pub struct Received {
     pub mtime: i64,
     /// The digest of the bytes that came.
     pub digest: Vec<u8>,
-    /// Pages that this side could not verify, by their number in the file: to be asked for again.
-    pub suspects: Vec<u32>,
+    /// Pages whose checksum does not fit, by their number in the file: to be asked for again.
+    pub mismatches: Vec<u32>,
 }
 
 /// What is checked, and by whom.
@@ -58,10 +58,20 @@ pub struct Checks {
     pub algorithm: DigestAlgorithm,
     /// Whether the server makes it too, and verifies pages, if they are to be verified at all.
     pub by_server: bool,
-    /// Pages older than this are verified here.
-    pub pages: Option<Lsn>,
+    /// Which pages must have a checksum that fits, if they are looked at here.
+    pub pages: Option<PageRule>,
     /// How the server reads the names of files, and so which have pages.
     pub names: Names,
+}
+
+/// Which pages must have a checksum that fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageRule {
+    /// All but those of zeroes. For bytes that no digest covers: an LSN that is new, or a header that
+    /// says that the page is, may be what was damaged on the way.
+    Always,
+    /// Those that WAL replay does not replace: older than the start LSN. For bytes that a digest covers.
+    Before(Lsn),
 }
 
 /// The state between messages.
@@ -90,12 +100,12 @@ struct Open {
 /// The pages of a file that is being received.
 #[derive(Debug)]
 struct Pages {
-    start_lsn: Lsn,
+    rule: PageRule,
     /// The number of the file's first page in its fork.
     first_block: u32,
     /// The number of the next page in the file.
     next: u32,
-    suspects: Vec<u32>,
+    mismatches: Vec<u32>,
 }
 
 impl<'a> Receiver<'a> {
@@ -156,16 +166,16 @@ impl<'a> Receiver<'a> {
         if begin.compression != Compression::None {
             return Err(self.violation("compression that was not asked for"));
         }
-        let pages = self.checks.pages.and_then(|start_lsn| {
+        let pages = self.checks.pages.and_then(|rule| {
             let names::Pages::From(first_block) = self.checks.names.pages_of(&wanted.path) else {
                 return None;
             };
             Some(Pages {
-                start_lsn,
+                rule,
                 first_block,
                 // Ranges begin at a block, and a file of pages has no more than fit a number.
                 next: u32::try_from(begin.offset / BLOCK_SIZE as u64).unwrap_or(u32::MAX),
-                suspects: Vec::new(),
+                mismatches: Vec::new(),
             })
         });
         sink.begin(self.position, begin)?;
@@ -233,12 +243,12 @@ impl<'a> Receiver<'a> {
         if end.algorithm != expected {
             return Err(self.violation("digest of another algorithm than asked for"));
         }
-        let mut suspects = Vec::new();
+        let mut mismatches = Vec::new();
         if let Some(pages) = open.pages {
-            suspects = pages.suspects;
+            mismatches = pages.mismatches;
             if !self.torn.is_empty() {
                 // What is no whole page cannot be right: the server shall say so.
-                suspects.push(pages.next);
+                mismatches.push(pages.next);
                 open.digest.update(&self.torn);
                 sink.data(Chunk::from(&self.torn[..]))?;
             }
@@ -248,7 +258,7 @@ impl<'a> Receiver<'a> {
         self.position += 1;
         if !self.checks.by_server || digest == end.digest {
             let Open { size, offset, length, mtime, .. } = open;
-            sink.end(file, Received { size, offset, length, mtime, digest, suspects })
+            sink.end(file, Received { size, offset, length, mtime, digest, mismatches })
         } else {
             let path = &self.wanted[file].path;
             sink.damaged(
@@ -285,8 +295,12 @@ impl Pages {
     fn verify(&mut self, bytes: &[u8]) {
         for page in bytes.chunks_exact(BLOCK_SIZE) {
             let block = self.first_block.wrapping_add(self.next);
-            if page::verify(page, self.start_lsn, block).is_err() {
-                self.suspects.push(self.next);
+            let verified = match self.rule {
+                PageRule::Always => page::verify_any(page, block),
+                PageRule::Before(start_lsn) => page::verify(page, start_lsn, block),
+            };
+            if verified.is_err() {
+                self.mismatches.push(self.next);
             }
             self.next = self.next.wrapping_add(1);
         }
@@ -323,11 +337,11 @@ mod tests {
             Ok(())
         }
         fn end(&mut self, file: usize, received: Received) -> Result<()> {
-            let suspects = match &received.suspects[..] {
+            let mismatches = match &received.mismatches[..] {
                 [] => String::new(),
                 some => format!(" but {some:?}"),
             };
-            self.0.push(format!("end {file} {} {}{suspects}", received.size, received.mtime));
+            self.0.push(format!("end {file} {} {}{mismatches}", received.size, received.mtime));
             Ok(())
         }
         fn vanished(&mut self, file: usize) -> Result<()> {
@@ -521,7 +535,7 @@ mod tests {
         let path = BackupPath::from_bytes(path).unwrap();
         let offset = range.map_or(0, |range| range.offset);
         let wanted = [FileRequest { path: path.clone(), range }];
-        let checks = Checks { by_server: false, pages: Some(Lsn(u64::MAX)), ..BY_SERVER };
+        let checks = Checks { by_server: false, pages: Some(PageRule::Always), ..BY_SERVER };
         let mut receiver = Receiver::new(&wanted, checks);
         let mut keep = Keep::default();
         let length = content.len() as u64;

@@ -1,40 +1,32 @@
-//! One connection's work: take files from the queue, fetch them, verify them, write them. The
-//! coordinator does the same as every worker.
+//! One connection's work: take files from the queue, fetch them, have them verified and written. The
+//! coordinator does the same as every worker. `writer` makes the files, `reverify` fetches again what
+//! came wrong.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use pages::names::{Names, Pages};
-use pages::page::BLOCK_SIZE;
+use pages::digest::{from_crc, to_crc};
+use pages::names::Names;
 use pages::relation;
 use protocol::command::{Range, SendFilesContent};
-use protocol::{
-    BackupId, BackupPath, Command, DigestAlgorithm, FileBegin, FileRequest, Lsn, MAX_FILES_PER_COMMAND,
-    SqlState,
-};
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
+use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, FileRequest, Lsn, SqlState};
 
 use crate::behind;
-use crate::chunk::{Chunk, Kept};
+use crate::chunk::Chunk;
 use crate::connection::Session;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::options::Side;
-use crate::os;
 use crate::progress::Counters;
 use crate::queue::{Item, Part, Queue, Take, Turn};
-use crate::receive::{Checks, Received, Receiver, Sink};
+use crate::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::report;
 use crate::split::{Outcome, Splits};
 use crate::target::Target;
 use crate::wal;
 use crate::wire::CopySink;
-use pages::digest::{Digest, combine_crcs, from_crc, to_crc};
+use crate::writer::Writer;
 
 /// How long a connection without work sleeps before it looks whether it is still alive.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -49,25 +41,13 @@ const HOPELESS: [SqlState; 5] = [
     SqlState::FEATURE_NOT_SUPPORTED,
 ];
 
-/// Files from here on get their place on disk before their bytes come, so that several that are
-/// written at once do not lie in pieces between each other.
-const PREALLOCATED: u64 = 1 << 20;
-
-/// After so many bytes of a file the operating system is told to begin writing them to disk.
-const WRITEBACK: u64 = 8 << 20;
-
-/// Files below that are left to the fsync at the end.
-const WRITEBACK_MINIMUM: u64 = 128 << 10;
-
 /// Fewest bytes of a file, on average in a batch, that is worth a thread of its own to write it: to hand
 /// a small one over takes longer than that.
 pub const BEHIND: u64 = 1 << 20;
 
-/// Zeroes for where a file has shrunk.
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-
-/// What is read at once to digest a file anew.
-const REREAD: usize = 256 << 10;
+/// Relation files below that are verified by the server: it sends them by way of its own memory in any
+/// case, and small files of all kinds then come in one command.
+const BY_CLIENT_MINIMUM: u64 = 64 << 10;
 
 /// The manifest, as all connections write it.
 pub type SharedManifest = Mutex<Manifest<std::io::BufWriter<File>>>;
@@ -86,13 +66,13 @@ pub struct Work<'a> {
     pub behind: Option<u64>,
     /// The backup.
     pub backup: BackupId,
-    /// The manifest's digests.
+    /// The digests that say whether a file came as it was sent, and that the manifest gets. Never none.
     pub algorithm: DigestAlgorithm,
-    /// Pages older than this are to be verified; none at all without it.
+    /// The start LSN, if page checksums are to be verified and the cluster has them.
     pub pages: Option<Lsn>,
     /// How the server reads the names of files.
     pub names: Names,
-    /// Who verifies and digests, if the user has a wish.
+    /// Who verifies the pages of relation files, if the user has a wish.
     pub verify: Option<Side>,
     /// Read the socket without libpq where that can be.
     pub past_libpq: bool,
@@ -122,35 +102,32 @@ impl Work<'_> {
     }
 
     fn fetch(&self, session: &mut Session, items: &[Item]) -> Result<()> {
-        let checks = self.checks(session);
-        let (for_server, items): (Vec<Item>, Vec<Item>) =
-            items.iter().partition(|item| checks.pages.is_some() && self.is_for_server(**item));
+        let by_client = self.verifies(session);
+        let (by_client, by_server): (Vec<Item>, Vec<Item>) =
+            items.iter().partition(|item| by_client && self.has_page_checksums(**item));
         let mut outcome = Ok(());
-        if !items.is_empty() {
-            outcome = self.fetch_checked(session, &items, checks);
+        if !by_client.is_empty() {
+            outcome = self.fetch_checked(session, &by_client, self.checks_by_client());
         }
-        if outcome.is_ok() && !for_server.is_empty() {
-            outcome = self.fetch_checked(session, &for_server, self.checks_by_server());
+        if outcome.is_ok() && !by_server.is_empty() {
+            outcome = self.fetch_checked(session, &by_server, self.checks_by_server());
         } else {
-            for_server.iter().for_each(|item| self.queue.give_back(*item));
+            by_server.iter().for_each(|item| self.queue.give_back(*item));
         }
         outcome
     }
 
-    /// Whether a file has pages that this side cannot verify alone, because the server sends pages
-    /// again, by range, of relation files only: before 17 every file beside them counts as one of
-    /// pages. A cluster has hardly any.
-    fn is_for_server(&self, item: Item) -> bool {
-        self.names == Names::Loose && {
-            let path = self.queue.path(item.file);
-            relation::of_listed(&path).is_none() && self.names.pages_of(&path) != Pages::None
-        }
+    /// Whether page checksums tell all that came wrong: relation files are nothing but pages, and only of
+    /// them the server sends pages again by range.
+    fn has_page_checksums(&self, item: Item) -> bool {
+        self.queue.size(item) >= BY_CLIENT_MINIMUM
+            && relation::of_listed(&self.queue.path(item.file)).is_some()
     }
 
     fn fetch_checked(&self, session: &mut Session, items: &[Item], checks: Checks) -> Result<()> {
         let wanted: Vec<FileRequest> = items.iter().map(|item| self.request(*item)).collect();
         let mut receiver = Receiver::new(&wanted, checks);
-        let mut writer = Writer { work: self, items, wanted: &wanted, open: None, suspects: Vec::new() };
+        let mut writer = Writer::new(self, items, &wanted);
         let bytes: u64 = items.iter().map(|item| self.queue.size(*item)).sum();
         let outcome = if self.behind.is_some_and(|least| bytes >= least * items.len() as u64) {
             behind::run(&mut writer, |front| {
@@ -160,14 +137,16 @@ impl Work<'_> {
             self.transfer(session, &wanted, checks, None, &mut receiver, &mut writer)
         };
         writer.forget();
-        let mut suspects = writer.suspects.into_iter();
+        let mut mismatched = writer.mismatched.into_iter();
         let position = receiver.position();
         let outcome = outcome.or_else(|error| self.failed_at(&error, items, position));
         let outcome = outcome.and_then(|()| {
-            suspects.by_ref().try_for_each(|suspect| self.look_again(session, items[suspect.0], suspect.1))
+            mismatched
+                .by_ref()
+                .try_for_each(|(place, received)| self.reverify(session, items[place], received))
         });
         // The connection is no more: others fetch them anew.
-        for (place, received) in suspects {
+        for (place, received) in mismatched {
             self.counters.lost(received.length);
             self.queue.give_back(items[place]);
         }
@@ -196,29 +175,32 @@ impl Work<'_> {
         if hopeless || error.kind() == Kind::Connection { Err(error.clone()) } else { Ok(()) }
     }
 
-    fn failed(&self, item: Item, error: &Error) -> Result<()> {
+    /// A file could not be fetched: it is tried again, unless that was the last time.
+    pub fn failed(&self, item: Item, error: &Error) -> Result<()> {
         self.queue.failed(item, error)?;
         let path = self.queue.path(item.file);
         report::warning(format_args!("could not fetch file \"{path}\", will try again: {error}"));
         Ok(())
     }
 
-    /// Who checks what on a connection. On one that is encrypted the bytes go through the server's
-    /// hands anyway; on a plain one it would have to copy them only to look at them.
-    fn checks(&self, session: &Session) -> Checks {
-        let by_server = match self.verify {
-            Some(side) => side == Side::Server,
-            None => !session.is_plain(),
-        };
-        if by_server { self.checks_by_server() } else { self.checks_by_client(self.algorithm) }
+    /// Whether this side verifies relation files on a connection. On one that is encrypted the bytes go
+    /// through the server's hands anyway; on a plain one it would have to copy them only to look at
+    /// them. Without page checksums nothing but the server's digest says that they came as they were.
+    fn verifies(&self, session: &Session) -> bool {
+        self.pages.is_some()
+            && match self.verify {
+                Some(side) => side == Side::Client,
+                None => session.is_plain(),
+            }
     }
 
-    fn checks_by_server(&self) -> Checks {
+    /// The server verifies, and makes the digests.
+    pub fn checks_by_server(&self) -> Checks {
         Checks { algorithm: self.algorithm, by_server: true, pages: None, names: self.names }
     }
 
-    fn checks_by_client(&self, algorithm: DigestAlgorithm) -> Checks {
-        Checks { algorithm, by_server: false, pages: self.pages, names: self.names }
+    fn checks_by_client(&self) -> Checks {
+        Checks { by_server: false, pages: Some(PageRule::Always), ..self.checks_by_server() }
     }
 
     fn request(&self, item: Item) -> FileRequest {
@@ -229,7 +211,7 @@ impl Work<'_> {
     }
 
     /// One SEND_FILES_CONTENT. `verify` overrides what follows from `checks`.
-    fn transfer(
+    pub fn transfer(
         &self,
         session: &mut Session,
         wanted: &[FileRequest],
@@ -251,65 +233,8 @@ impl Work<'_> {
         receiver.finish()
     }
 
-    /// A file came whole, but for pages that did not verify. They may have been caught while they
-    /// were being written, so they are asked for again; and what is still wrong then is left to the
-    /// server to verify, to report and to count. The bytes that come replace those that came.
-    fn look_again(&self, session: &mut Session, item: Item, received: Received) -> Result<()> {
-        match self.repair(session, item, &received) {
-            Ok(Some(digest)) => self.complete(item, &Received { digest, ..received }),
-            Ok(None) => self.vanished(item),
-            Err(error) => {
-                self.counters.lost(received.length);
-                if is_hopeless(&error) {
-                    self.queue.give_back(item);
-                    return Err(error);
-                }
-                match error.kind() {
-                    Kind::Server(_) => self.failed(item, &error),
-                    Kind::Connection => self.queue.failed(item, &error).and(Err(error)),
-                    _ => Err(error),
-                }
-            }
-        }
-    }
-
-    /// The digest of what is there in the end; `None` if the file has vanished meanwhile.
-    fn repair(&self, session: &mut Session, item: Item, received: &Received) -> Result<Option<Vec<u8>>> {
-        let path = self.queue.path(item.file);
-        let file = if self.discard { None } else { Some(self.target.open_listed(&path)?) };
-        let by_client = self.checks_by_client(DigestAlgorithm::None);
-        let mut patch = Patch {
-            work: self,
-            path: &path,
-            file: file.as_ref(),
-            end: received.offset + received.length,
-            ranges: Vec::new(),
-            position: 0,
-            suspects: Vec::new(),
-            vanished: false,
-        };
-        for ranges in runs(&received.suspects).chunks(MAX_FILES_PER_COMMAND) {
-            patch.fetch(session, ranges, by_client, None)?;
-        }
-        // From the first that is wrong to the last in one piece: the server then reports a file's
-        // failures as it does for all of a file.
-        let wrong = std::mem::take(&mut patch.suspects);
-        if let (Some(first), Some(last)) = (wrong.first(), wrong.last()) {
-            patch.fetch(session, &[pages(*first, *last)], self.checks_by_server(), Some(true))?;
-        }
-        if patch.vanished {
-            return Ok(None);
-        }
-        match file {
-            Some(file) if !self.algorithm.is_empty() => reread(&file, received, self.algorithm)
-                .map(Some)
-                .map_err(|error| Error::io("read file", &self.target.path(&path), &error)),
-            _ => Ok(Some(received.digest.clone())),
-        }
-    }
-
     /// A file, or a part of one, is there and right.
-    fn complete(&self, item: Item, received: &Received) -> Result<()> {
+    pub fn complete(&self, item: Item, received: &Received) -> Result<()> {
         let Some(part) = item.part else {
             return self.file_complete(item, received.size, received.mtime, &received.digest);
         };
@@ -332,7 +257,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn vanished(&self, item: Item) -> Result<()> {
+    /// A file is gone on the server.
+    pub fn vanished(&self, item: Item) -> Result<()> {
         let path = self.queue.path(item.file);
         if let Some(name) = wal_file_name(&path) {
             return Err(Error::local(format!(
@@ -362,10 +288,7 @@ impl Work<'_> {
                 self.queue.finish(false);
                 Ok(())
             }
-            Outcome::Complete { crc, mtime } => {
-                let digest = if self.algorithm.is_empty() { Vec::new() } else { crc.to_le_bytes().to_vec() };
-                self.file_complete(item, part.size, mtime, &digest)
-            }
+            Outcome::Complete { crc, mtime } => self.file_complete(item, part.size, mtime, &from_crc(crc)),
             Outcome::Vanished => self.file_vanished(&self.queue.path(item.file)),
         }
     }
@@ -375,7 +298,7 @@ impl Work<'_> {
 /// together. Others would have to be made over the whole file once it is there, and reading it all
 /// again costs more than an uneven end.
 pub fn may_split(algorithm: DigestAlgorithm) -> bool {
-    matches!(algorithm, DigestAlgorithm::None | DigestAlgorithm::Crc32c)
+    algorithm == DigestAlgorithm::Crc32c
 }
 
 /// Hands what a COPY carries to whoever knows what it is.
@@ -394,312 +317,8 @@ impl<S: Sink> CopySink for Feed<'_, '_, S> {
     }
 }
 
-/// Writes one batch.
-struct Writer<'a> {
-    work: &'a Work<'a>,
-    items: &'a [Item],
-    wanted: &'a [FileRequest],
-    open: Option<Open>,
-    /// Files with pages that did not verify.
-    suspects: Vec<(usize, Received)>,
-}
-
-/// A file that is being written.
-struct Open {
-    /// Its place in the request.
-    file: usize,
-    output: Output,
-    /// Where the next byte goes.
-    position: u64,
-    received: u64,
-    /// Up to here the operating system was told to write to disk.
-    told: u64,
-}
-
-enum Output {
-    Whole(File),
-    Part(Arc<File>),
-    Nowhere,
-}
-
-impl Output {
-    fn file(&self) -> Option<&File> {
-        match self {
-            Self::Whole(file) => Some(file),
-            Self::Part(file) => Some(file),
-            Self::Nowhere => None,
-        }
-    }
-}
-
-impl Writer<'_> {
-    /// What was received of a file that is not complete does not count.
-    fn forget(&mut self) {
-        if let Some(open) = self.open.take() {
-            self.work.counters.lost(open.received);
-        }
-    }
-
-    fn create(&self, file: usize, size: u64, mode: u32) -> Result<File> {
-        let path = &self.wanted[file].path;
-        let created = self.work.target.create_listed(path, mode)?;
-        if size >= PREALLOCATED && self.work.sync {
-            // A full disk is better heard of now than after the file was sent; and not every file
-            // system can do it.
-            if let Err(error @ Errno::NOSPC) = fallocate(&created, FallocateFlags::KEEP_SIZE, 0, size) {
-                return Err(self.io("write to file", file, &error.into()));
-            }
-        }
-        Ok(created)
-    }
-
-    fn io(&self, what: &str, file: usize, error: &io::Error) -> Error {
-        Error::io(what, &self.path(file), error)
-    }
-
-    fn path(&self, file: usize) -> PathBuf {
-        self.work.target.path(&self.wanted[file].path)
-    }
-
-    /// The next bytes of the file that is open, by `write`.
-    fn write(&mut self, length: usize, write: impl FnOnce(&File, u64) -> io::Result<()>) -> Result<()> {
-        let Some(open) = &mut self.open else { return Ok(()) };
-        if let Some(file) = open.output.file() {
-            write(file, open.position).map_err(|error| {
-                Error::io("write to file", &self.work.target.path(&self.wanted[open.file].path), &error)
-            })?;
-        }
-        open.position += length as u64;
-        open.received += length as u64;
-        if self.work.sync && open.position - open.told >= WRITEBACK {
-            if let Some(file) = open.output.file() {
-                os::start_writeback(file, open.told, open.position - open.told);
-            }
-            open.told = open.position;
-        }
-        self.work.counters.received(length);
-        Ok(())
-    }
-
-    /// A part of a file that has shrunk since it was listed is filled up.
-    fn fill(&self, file: usize, part: &Part, received: &mut Received) -> Result<()> {
-        let mut zeroed = Digest::new(self.work.algorithm);
-        let mut at = part.offset + received.length;
-        let end = part.offset + part.length;
-        while at < end {
-            let zeroes =
-                &ZEROES[..usize::try_from(end - at).map_or(ZEROES.len(), |left| left.min(ZEROES.len()))];
-            if let Some(open) = &self.open
-                && let Some(output) = open.output.file()
-            {
-                output.write_all_at(zeroes, at).map_err(|error| self.io("write to file", file, &error))?;
-            }
-            zeroed.update(zeroes);
-            at += zeroes.len() as u64;
-        }
-        if !received.digest.is_empty() {
-            let zeroed = to_crc(&zeroed.finish());
-            let length = part.length - received.length;
-            received.digest = from_crc(combine_crcs(to_crc(&received.digest), zeroed, length));
-        }
-        received.length = part.length;
-        Ok(())
-    }
-}
-
-impl Sink for Writer<'_> {
-    fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()> {
-        let path = &self.wanted[file].path;
-        if wal_file_name(path).is_some_and(wal::is_segment) && begin.size != self.work.segment_size {
-            return Err(Error::local(format!("unexpected WAL file size \"{path}\"")));
-        }
-        let output = match self.items[file].part {
-            _ if self.work.discard && self.items[file].part.is_none() => Output::Nowhere,
-            None => Output::Whole(self.create(file, begin.size, begin.mode)?),
-            Some(part) => {
-                let create = || {
-                    if self.work.discard {
-                        return Ok(None);
-                    }
-                    let created = self.create(file, part.size, begin.mode)?;
-                    created.set_len(part.size).map_err(|error| self.io("truncate file", file, &error))?;
-                    Ok(Some(created))
-                };
-                match self.work.splits.open(self.items[file].file, begin.mtime, create)? {
-                    Some(shared) => Output::Part(shared),
-                    None => Output::Nowhere,
-                }
-            }
-        };
-        self.open = Some(Open { file, output, position: begin.offset, received: 0, told: begin.offset });
-        Ok(())
-    }
-
-    fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
-        self.write(chunk.len(), |file, position| file.write_all_at(&chunk, position))
-    }
-
-    fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
-        self.write(pieces.iter().map(|piece| piece.len()).sum(), |file, position| {
-            write_pieces(file, pieces, position)
-        })
-    }
-
-    fn end(&mut self, file: usize, mut received: Received) -> Result<()> {
-        let item = self.items[file];
-        if let Some(part) = item.part {
-            self.fill(file, &part, &mut received)?;
-        }
-        if let Some(open) = self.open.take()
-            && self.work.sync
-            && open.received >= WRITEBACK_MINIMUM
-            && let Some(file) = open.output.file()
-        {
-            os::start_writeback(file, open.told, open.position - open.told);
-        }
-        if received.suspects.is_empty() {
-            self.work.complete(item, &received)
-        } else {
-            self.suspects.push((file, received));
-            Ok(())
-        }
-    }
-
-    fn vanished(&mut self, file: usize) -> Result<()> {
-        self.work.vanished(self.items[file])
-    }
-
-    fn damaged(&mut self, file: usize, error: Error) -> Result<()> {
-        self.forget();
-        self.work.failed(self.items[file], &error)
-    }
-}
-
-/// Writes pieces that follow each other, by as few system calls as it takes.
-fn write_pieces(file: &File, pieces: &[Kept], position: u64) -> io::Result<()> {
-    let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-    // What is wrong with it is seen once more, where it is written alone.
-    let mut written = rustix::io::pwritev(file, &slices, position).unwrap_or(0);
-    let mut at = position;
-    for piece in pieces {
-        let done = written.min(piece.len());
-        written -= done;
-        file.write_all_at(&piece[done..], at + done as u64)?;
-        at += piece.len() as u64;
-    }
-    Ok(())
-}
-
-/// Writes ranges over a file that was received before.
-struct Patch<'a> {
-    work: &'a Work<'a>,
-    path: &'a BackupPath,
-    file: Option<&'a File>,
-    /// Where what was received before ends.
-    end: u64,
-    /// What was asked for.
-    ranges: Vec<Range>,
-    /// Where the next byte goes.
-    position: u64,
-    /// Pages that did not verify this time either.
-    suspects: Vec<u32>,
-    vanished: bool,
-}
-
-impl Patch<'_> {
-    fn fetch(
-        &mut self,
-        session: &mut Session,
-        ranges: &[Range],
-        checks: Checks,
-        verify: Option<bool>,
-    ) -> Result<()> {
-        let wanted: Vec<FileRequest> =
-            ranges.iter().map(|range| FileRequest { path: self.path.clone(), range: Some(*range) }).collect();
-        self.ranges = ranges.to_vec();
-        let work = self.work;
-        work.transfer(session, &wanted, checks, verify, &mut Receiver::new(&wanted, checks), self)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        // What the file has grown by meanwhile is cut off here too.
-        let room = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
-        let bytes = &bytes[..bytes.len().min(room)];
-        if let Some(file) = self.file {
-            file.write_all_at(bytes, self.position)
-                .map_err(|error| Error::io("write to file", &self.work.target.path(self.path), &error))?;
-        }
-        self.position += bytes.len() as u64;
-        Ok(())
-    }
-}
-
-impl Sink for Patch<'_> {
-    fn begin(&mut self, _: usize, begin: &FileBegin<'_>) -> Result<()> {
-        self.position = begin.offset;
-        Ok(())
-    }
-
-    fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
-        self.write(&chunk)
-    }
-
-    fn end(&mut self, file: usize, received: Received) -> Result<()> {
-        // Where the file has shrunk meanwhile there is nothing to be verified, and nothing to keep.
-        let range = self.ranges[file];
-        let wanted = range.length.map_or(self.end, |length| range.offset + length).min(self.end);
-        while self.position < wanted {
-            let left = usize::try_from(wanted - self.position).unwrap_or(usize::MAX);
-            self.write(&ZEROES[..left.min(ZEROES.len())])?;
-        }
-        self.suspects.extend(received.suspects);
-        Ok(())
-    }
-
-    fn vanished(&mut self, _: usize) -> Result<()> {
-        self.vanished = true;
-        Ok(())
-    }
-
-    fn damaged(&mut self, _: usize, error: Error) -> Result<()> {
-        Err(error)
-    }
-}
-
-/// The range of pages from one to another, both included.
-fn pages(first: u32, last: u32) -> Range {
-    let block = BLOCK_SIZE as u64;
-    let offset = u64::from(first) * block;
-    Range { offset, length: Some((u64::from(last) + 1) * block - offset) }
-}
-
-/// Pages, in order, as ranges.
-fn runs(numbers: &[u32]) -> Vec<Range> {
-    numbers.chunk_by(|one, next| one + 1 == *next).map(|run| pages(run[0], run[run.len() - 1])).collect()
-}
-
-/// The digest of what lies where something was received.
-fn reread(file: &File, received: &Received, algorithm: DigestAlgorithm) -> io::Result<Vec<u8>> {
-    let mut digest = Digest::new(algorithm);
-    let mut buffer = vec![0; REREAD];
-    let end = received.offset + received.length;
-    let mut at = received.offset;
-    while at < end {
-        let most = usize::try_from(end - at).map_or(REREAD, |left| left.min(REREAD));
-        match file.read_at(&mut buffer[..most], at) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => {
-                digest.update(&buffer[..count]);
-                at += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(digest.finish())
-}
-
-fn is_hopeless(error: &Error) -> bool {
+/// Whether an error says that the backup is gone.
+pub fn is_hopeless(error: &Error) -> bool {
     HOPELESS.iter().any(|state| error.is_server(*state))
 }
 
@@ -709,7 +328,7 @@ pub fn manifest_error(error: &std::io::Error) -> Error {
 }
 
 /// The name of a file that is directly in pg_wal.
-fn wal_file_name(path: &BackupPath) -> Option<&[u8]> {
+pub fn wal_file_name(path: &BackupPath) -> Option<&[u8]> {
     path.as_bytes().strip_prefix(b"pg_wal/").filter(|name| !name.contains(&b'/'))
 }
 
@@ -719,9 +338,10 @@ mod tests {
     use crate::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
     use crate::options::ManifestOptions;
     use crate::target::Modes;
+    use pages::digest::Digest;
+    use pages::page::BLOCK_SIZE as BLOCK;
     use protocol::Frame;
 
-    const BLOCK: usize = BLOCK_SIZE;
     const PATH: &str = "base/5/16384";
 
     /// One file of a backup, fetched from a server with these answers.
@@ -742,22 +362,30 @@ mod tests {
         past_libpq: bool,
         path: &'static str,
         names: Names,
+        /// Whether the cluster has page checksums, and the start LSN.
+        pages: bool,
+        start: Lsn,
     }
 
     const CASE: Case = Case {
-        size: 3 * BLOCK,
+        // As listed; what comes has three pages.
+        size: 64 << 10,
         jobs: 1,
         discard: false,
         behind: false,
         past_libpq: true,
         path: PATH,
         names: Names::Strict,
+        pages: true,
+        start: Lsn(u64::MAX),
     };
 
     fn fetch(case: &Case, answers: Vec<Vec<u8>>) -> Fetched {
         let place = tempfile::tempdir().unwrap();
         let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
-        std::fs::create_dir_all(place.path().join("base/5")).unwrap();
+        for directory in ["base/5", "pg_xact"] {
+            std::fs::create_dir_all(place.path().join(directory)).unwrap();
+        }
         let queue = Queue::new(case.jobs, true);
         queue.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64);
         queue.complete();
@@ -775,7 +403,7 @@ mod tests {
             behind: case.behind.then_some(0),
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: DigestAlgorithm::Crc32c,
-            pages: Some(Lsn(u64::MAX)),
+            pages: case.pages.then_some(case.start),
             names: case.names,
             verify: None,
             past_libpq: case.past_libpq,
@@ -794,6 +422,20 @@ mod tests {
             counters,
             complete: queue.is_complete(),
         }
+    }
+
+    /// Some of the file's bytes with the server's digest.
+    fn digested(bytes: &[u8], checksum_failures: u32) -> Vec<u8> {
+        let digest = Digest::of(DigestAlgorithm::Crc32c, bytes);
+        copy(&[file_with(
+            PATH,
+            3 * BLOCK as u64,
+            0,
+            bytes,
+            checksum_failures,
+            DigestAlgorithm::Crc32c,
+            &digest,
+        )])
     }
 
     /// Three pages, the first of a real server, and one that is damaged.
@@ -815,10 +457,7 @@ mod tests {
         for (past_libpq, behind) in [(true, false), (false, false), (true, true), (false, true)] {
             let fetched = fetch(
                 &Case { past_libpq, behind, ..CASE },
-                vec![
-                    copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]),
-                    copy(&[file(PATH, 3 * BLOCK as u64, 0, &good[..BLOCK])]),
-                ],
+                vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), digested(&good[..BLOCK], 0)],
             );
             fetched.outcome.unwrap();
             assert!(fetched.complete);
@@ -833,14 +472,11 @@ mod tests {
     #[test]
     fn a_page_that_stays_wrong_is_the_servers_to_report() {
         let (_, bad) = good_and_bad();
-        let again = file(PATH, 3 * BLOCK as u64, 0, &bad[..BLOCK]);
-        let digest = Digest::of(DigestAlgorithm::Crc32c, &bad[..BLOCK]);
-        let verified =
-            file_with(PATH, 3 * BLOCK as u64, 0, &bad[..BLOCK], 1, DigestAlgorithm::Crc32c, &digest);
-        let warning = report(b'N', "WARNING", "01000", "checksum verification failed");
+        let mut reported = digested(&bad[..BLOCK], 1);
+        reported.splice(8..8, report(b'N', "WARNING", "01000", "checksum verification failed"));
         let fetched = fetch(
             &CASE,
-            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), copy(&[again]), copy(&[warning, verified])],
+            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), digested(&bad[..BLOCK], 0), reported],
         );
         fetched.outcome.unwrap();
         assert_eq!(fetched.content.unwrap(), bad);
@@ -858,7 +494,9 @@ mod tests {
         gone.outcome.unwrap();
         assert!(gone.complete && gone.content.is_none() && !gone.manifest.contains(PATH));
 
-        let shrunk = fetch(&CASE, vec![whole(), copy(&[file(PATH, 0, 0, b"")])]);
+        let empty = Digest::of(DigestAlgorithm::Crc32c, b"");
+        let shrunk = copy(&[file_with(PATH, 0, 0, b"", 0, DigestAlgorithm::Crc32c, &empty)]);
+        let shrunk = fetch(&CASE, vec![whole(), shrunk]);
         shrunk.outcome.unwrap();
         assert_eq!(shrunk.content.unwrap(), vec![0; 3 * BLOCK]);
         assert!(shrunk.manifest.contains(&crc(&vec![0; 3 * BLOCK])));
@@ -919,7 +557,9 @@ mod tests {
             copy(&[whole])
         };
         // Its first page is no first page any more.
-        let again = copy(&[file(PATH, now, length as u64, &[0; BLOCK])]);
+        let zeroes = Digest::of(DigestAlgorithm::Crc32c, &[0; BLOCK]);
+        let crc32c = DigestAlgorithm::Crc32c;
+        let again = copy(&[file_with(PATH, now, length as u64, &[0; BLOCK], 0, crc32c, &zeroes)]);
         let answers =
             || vec![answer(0, &first), answer(length, &second), again.clone(), answer(2 * length, &[])];
         let expected = vec![0; size];
@@ -940,22 +580,67 @@ mod tests {
     }
 
     #[test]
-    fn files_of_pages_beside_relations_are_left_to_the_server() {
+    fn what_page_checksums_do_not_cover_has_the_servers_digest() {
         let (_, bad) = good_and_bad();
-        let size = bad.len() as u64;
-        let unlooked = copy(&[file("base/5/notes", size, 0, &bad)]);
-        let crc32c = DigestAlgorithm::Crc32c;
-        let digest = Digest::of(crc32c, &bad);
-        let looked = copy(&[file_with("base/5/notes", size, 0, &bad, 1, crc32c, &digest)]);
-        for (names, answer, by_server) in [(Names::Strict, unlooked, false), (Names::Loose, looked, true)] {
-            let fetched = fetch(&Case { path: "base/5/notes", names, ..CASE }, vec![answer]);
+        let digest = Digest::of(DigestAlgorithm::Crc32c, &bad);
+        let cluster = Case { pages: false, ..CASE };
+        for (case, name) in [
+            (Case { path: "base/5/notes", ..CASE }, "no relation"),
+            (Case { path: "base/5/notes", names: Names::Loose, ..CASE }, "no relation, before 17"),
+            (Case { path: "pg_xact/0000", ..CASE }, "commit status"),
+            (Case { size: BLOCK, ..CASE }, "too small to be sent without a copy"),
+            (cluster, "no page checksums"),
+        ] {
+            let size = bad.len() as u64;
+            let sent = |bytes: &[u8]| {
+                copy(&[file_with(case.path, size, 0, bytes, 0, DigestAlgorithm::Crc32c, &digest)])
+            };
+            let mut damaged = bad.clone();
+            damaged[20_000] ^= 4;
+            let fetched = fetch(&case, vec![sent(&damaged), sent(&bad)]);
             fetched.outcome.unwrap();
-            assert!(fetched.complete);
-            assert_eq!(fetched.commands.len(), 1, "{:?}", fetched.commands);
-            let command = &fetched.commands[0];
-            assert_eq!(command.contains("FILE_CHECKSUM 'CRC32C'"), by_server, "{command}");
-            assert_eq!(command.contains("VERIFY_CHECKSUMS false"), !by_server, "{command}");
-            assert_eq!(fetched.content.unwrap(), bad);
+            assert!(fetched.complete, "{name}");
+            assert_eq!(fetched.content.unwrap(), bad, "{name}");
+            assert_eq!(fetched.commands.len(), 2, "{name}: {:?}", fetched.commands);
+            for command in &fetched.commands {
+                assert!(command.contains("FILE_CHECKSUM 'CRC32C'"), "{name}: {command}");
+                assert!(!command.contains("VERIFY_CHECKSUMS"), "{name}: {command}");
+            }
+            let error = fetch(&case, vec![sent(&damaged); 3]).outcome.unwrap_err();
+            assert!(error.message().contains("damaged in transit"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_only_looks_new_is_asked_for_again() {
+        let (good, _) = good_and_bad();
+        let sent = |bytes: &[u8]| copy(&[file(PATH, 3 * BLOCK as u64, 0, bytes)]);
+        for (at, mask, name) in
+            [(0, 0x40, "its LSN"), (BLOCK + 14, 1, "pd_upper"), (2 * BLOCK + 500, 8, "a new page")]
+        {
+            let page = at / BLOCK * BLOCK..(at / BLOCK + 1) * BLOCK;
+            let mut damaged = good.clone();
+            damaged[at] ^= mask;
+            let repaired = |bytes: &[u8]| {
+                let digest = Digest::of(DigestAlgorithm::Crc32c, &good[page.clone()]);
+                let offset = page.start as u64;
+                copy(&[file_with(PATH, 3 * BLOCK as u64, offset, bytes, 0, DigestAlgorithm::Crc32c, &digest)])
+            };
+            let fetched =
+                fetch(&Case { start: Lsn(1), ..CASE }, vec![sent(&damaged), repaired(&good[page.clone()])]);
+            fetched.outcome.unwrap();
+            assert_eq!(fetched.content.unwrap(), good, "{name}");
+            assert!(fetched.manifest.contains(&crc(&good)), "{name}");
+            assert_eq!(fetched.commands.len(), 2, "{name}");
+
+            // And once more on the way: the file is begun anew, on the same connection.
+            let fetched = fetch(
+                &Case { start: Lsn(1), ..CASE },
+                vec![sent(&damaged), repaired(&damaged[page.clone()]), sent(&good)],
+            );
+            fetched.outcome.unwrap();
+            assert_eq!(fetched.content.unwrap(), good, "{name}");
+            assert_eq!(fetched.counters.done(), (3 * BLOCK as u64, 1), "{name}");
         }
     }
 
@@ -964,10 +649,7 @@ mod tests {
         let (good, bad) = good_and_bad();
         let fetched = fetch(
             &Case { discard: true, ..CASE },
-            vec![
-                copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]),
-                copy(&[file(PATH, 3 * BLOCK as u64, 0, &good[..BLOCK])]),
-            ],
+            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), digested(&good[..BLOCK], 0)],
         );
         fetched.outcome.unwrap();
         assert!(fetched.complete && fetched.content.is_none());
@@ -984,13 +666,5 @@ mod tests {
         assert_eq!(name("pg_wal/00000002.history").as_deref(), Some("00000002.history"));
         assert_eq!(name("pg_wal/archive_status/x"), None);
         assert_eq!(name("base/1"), None);
-    }
-
-    #[test]
-    fn pages_as_ranges() {
-        let range = |offset: u64, length: u64| Range { offset: offset * 8192, length: Some(length * 8192) };
-        assert_eq!(runs(&[]), []);
-        assert_eq!(runs(&[3]), [range(3, 1)]);
-        assert_eq!(runs(&[0, 1, 2, 7, 9, 10]), [range(0, 3), range(7, 1), range(9, 2)]);
     }
 }

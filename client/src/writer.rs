@@ -1,0 +1,234 @@
+//! The sink that makes files of what a transfer brings.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pages::digest::{Digest, combine_crcs, from_crc, to_crc};
+use protocol::{FileBegin, FileRequest};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use crate::chunk::{Chunk, Kept};
+use crate::error::{Error, Result};
+use crate::os;
+use crate::queue::{Item, Part};
+use crate::receive::{Received, Sink};
+use crate::transfer::{Work, wal_file_name};
+use crate::wal;
+
+/// Files from here on get their place on disk before their bytes come, so that several that are
+/// written at once do not lie in pieces between each other.
+const PREALLOCATED: u64 = 1 << 20;
+
+/// After so many bytes of a file the operating system is told to begin writing them to disk.
+const WRITEBACK: u64 = 8 << 20;
+
+/// Files below that are left to the fsync at the end.
+const WRITEBACK_MINIMUM: u64 = 128 << 10;
+
+/// Zeroes for where a file has shrunk.
+pub static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Writes one batch.
+pub struct Writer<'a> {
+    work: &'a Work<'a>,
+    items: &'a [Item],
+    wanted: &'a [FileRequest],
+    open: Option<Open>,
+    /// Files with pages whose checksum does not fit: their place in the request, and what came.
+    pub mismatched: Vec<(usize, Received)>,
+}
+
+/// A file that is being written.
+struct Open {
+    /// Its place in the request.
+    file: usize,
+    output: Output,
+    /// Where the next byte goes.
+    position: u64,
+    received: u64,
+    /// Up to here the operating system was told to write to disk.
+    told: u64,
+}
+
+enum Output {
+    Whole(File),
+    Part(Arc<File>),
+    Nowhere,
+}
+
+impl Output {
+    fn file(&self) -> Option<&File> {
+        match self {
+            Self::Whole(file) => Some(file),
+            Self::Part(file) => Some(file),
+            Self::Nowhere => None,
+        }
+    }
+}
+
+impl<'a> Writer<'a> {
+    /// For these items, which were asked for so.
+    pub fn new(work: &'a Work<'a>, items: &'a [Item], wanted: &'a [FileRequest]) -> Self {
+        Self { work, items, wanted, open: None, mismatched: Vec::new() }
+    }
+
+    /// What was received of a file that is not complete does not count.
+    pub fn forget(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.work.counters.lost(open.received);
+        }
+    }
+
+    fn create(&self, file: usize, size: u64, mode: u32) -> Result<File> {
+        let path = &self.wanted[file].path;
+        let created = self.work.target.create_listed(path, mode)?;
+        if size >= PREALLOCATED && self.work.sync {
+            // A full disk is better heard of now than after the file was sent; and not every file
+            // system can do it.
+            if let Err(error @ Errno::NOSPC) = fallocate(&created, FallocateFlags::KEEP_SIZE, 0, size) {
+                return Err(self.io("write to file", file, &error.into()));
+            }
+        }
+        Ok(created)
+    }
+
+    fn io(&self, what: &str, file: usize, error: &io::Error) -> Error {
+        Error::io(what, &self.path(file), error)
+    }
+
+    fn path(&self, file: usize) -> PathBuf {
+        self.work.target.path(&self.wanted[file].path)
+    }
+
+    /// The next bytes of the file that is open, by `write`.
+    fn write(&mut self, length: usize, write: impl FnOnce(&File, u64) -> io::Result<()>) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if let Some(file) = open.output.file() {
+            write(file, open.position).map_err(|error| {
+                Error::io("write to file", &self.work.target.path(&self.wanted[open.file].path), &error)
+            })?;
+        }
+        open.position += length as u64;
+        open.received += length as u64;
+        if self.work.sync && open.position - open.told >= WRITEBACK {
+            if let Some(file) = open.output.file() {
+                os::start_writeback(file, open.told, open.position - open.told);
+            }
+            open.told = open.position;
+        }
+        self.work.counters.received(length);
+        Ok(())
+    }
+
+    /// A part of a file that has shrunk since it was listed is filled up.
+    fn fill(&self, file: usize, part: &Part, received: &mut Received) -> Result<()> {
+        let mut zeroed = Digest::new(self.work.algorithm);
+        let mut at = part.offset + received.length;
+        let end = part.offset + part.length;
+        while at < end {
+            let zeroes =
+                &ZEROES[..usize::try_from(end - at).map_or(ZEROES.len(), |left| left.min(ZEROES.len()))];
+            if let Some(open) = &self.open
+                && let Some(output) = open.output.file()
+            {
+                output.write_all_at(zeroes, at).map_err(|error| self.io("write to file", file, &error))?;
+            }
+            zeroed.update(zeroes);
+            at += zeroes.len() as u64;
+        }
+        if !received.digest.is_empty() {
+            let zeroed = to_crc(&zeroed.finish());
+            let length = part.length - received.length;
+            received.digest = from_crc(combine_crcs(to_crc(&received.digest), zeroed, length));
+        }
+        received.length = part.length;
+        Ok(())
+    }
+}
+
+impl Sink for Writer<'_> {
+    fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()> {
+        let path = &self.wanted[file].path;
+        if wal_file_name(path).is_some_and(wal::is_segment) && begin.size != self.work.segment_size {
+            return Err(Error::local(format!("unexpected WAL file size \"{path}\"")));
+        }
+        let output = match self.items[file].part {
+            _ if self.work.discard && self.items[file].part.is_none() => Output::Nowhere,
+            None => Output::Whole(self.create(file, begin.size, begin.mode)?),
+            Some(part) => {
+                let create = || {
+                    if self.work.discard {
+                        return Ok(None);
+                    }
+                    let created = self.create(file, part.size, begin.mode)?;
+                    created.set_len(part.size).map_err(|error| self.io("truncate file", file, &error))?;
+                    Ok(Some(created))
+                };
+                match self.work.splits.open(self.items[file].file, begin.mtime, create)? {
+                    Some(shared) => Output::Part(shared),
+                    None => Output::Nowhere,
+                }
+            }
+        };
+        self.open = Some(Open { file, output, position: begin.offset, received: 0, told: begin.offset });
+        Ok(())
+    }
+
+    fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        self.write(chunk.len(), |file, position| file.write_all_at(&chunk, position))
+    }
+
+    fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
+        self.write(pieces.iter().map(|piece| piece.len()).sum(), |file, position| {
+            write_pieces(file, pieces, position)
+        })
+    }
+
+    fn end(&mut self, file: usize, mut received: Received) -> Result<()> {
+        let item = self.items[file];
+        if let Some(part) = item.part {
+            self.fill(file, &part, &mut received)?;
+        }
+        if let Some(open) = self.open.take()
+            && self.work.sync
+            && open.received >= WRITEBACK_MINIMUM
+            && let Some(file) = open.output.file()
+        {
+            os::start_writeback(file, open.told, open.position - open.told);
+        }
+        if received.mismatches.is_empty() {
+            self.work.complete(item, &received)
+        } else {
+            self.mismatched.push((file, received));
+            Ok(())
+        }
+    }
+
+    fn vanished(&mut self, file: usize) -> Result<()> {
+        self.work.vanished(self.items[file])
+    }
+
+    fn damaged(&mut self, file: usize, error: Error) -> Result<()> {
+        self.forget();
+        self.work.failed(self.items[file], &error)
+    }
+}
+
+/// Writes pieces that follow each other, by as few system calls as it takes.
+fn write_pieces(file: &File, pieces: &[Kept], position: u64) -> io::Result<()> {
+    let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    // What is wrong with it is seen once more, where it is written alone.
+    let mut written = rustix::io::pwritev(file, &slices, position).unwrap_or(0);
+    let mut at = position;
+    for piece in pieces {
+        let done = written.min(piece.len());
+        written -= done;
+        file.write_all_at(&piece[done..], at + done as u64)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
