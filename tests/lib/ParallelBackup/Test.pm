@@ -65,6 +65,7 @@ if (!PostgreSQL::Test::Cluster->can('wait_for_replay_catchup'))
 # the test does not touch stays as it is.
 #
 # segsize   WAL segment size in MB (1: small backups)
+# checksums 0: no page checksums
 # preload   shared_preload_libraries
 # extension 1: CREATE EXTENSION in the database postgres, 0: none; by default where
 #           the commands need it
@@ -80,8 +81,15 @@ sub parallel_node
 
 	push @extra, '--no-locale', '--encoding=UTF8',
 	  '--wal-segsize=' . ($params{segsize} // 1);
-	# The default from 18.
-	push @extra, '--data-checksums' if server_major() < 18;
+	if ($params{checksums} // 1)
+	{
+		# The default from 18.
+		push @extra, '--data-checksums' if server_major() < 18;
+	}
+	elsif (server_major() >= 18)
+	{
+		push @extra, '--no-data-checksums';
+	}
 	$node->init(allows_streaming => 1, %init, extra => \@extra);
 	$node->append_conf('postgresql.conf', <<CONF);
 autovacuum = off

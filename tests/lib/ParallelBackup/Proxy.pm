@@ -1,0 +1,150 @@
+# A network between client and server that changes bytes: a process that takes connections
+# over TCP and hands on to the server what it gets, and the other way round.
+
+package ParallelBackup::Proxy;
+
+use strict;
+use warnings FATAL => 'all';
+
+use Carp;
+use Fcntl;
+use IO::Select;
+use IO::Socket::INET;
+use POSIX ();
+
+# new(server => the server's port on 127.0.0.1, and what is changed)
+#
+#   find     bytes that the server sends
+#   at       which byte after the beginning of these is changed
+#   xor      the bits of it that are
+#   always   1: wherever the bytes come, else where they come first, on any connection
+#   nth      without find: the byte with this number on each connection (with always) or on
+#            the first that has as many
+#   flag     a file that is made when a byte is changed
+sub new
+{
+	my ($class, %params) = @_;
+	my $listener = IO::Socket::INET->new(Listen => 20, LocalAddr => '127.0.0.1', Proto => 'tcp')
+	  or croak "could not listen: $!";
+	my $self = bless { %params, port => $listener->sockport }, $class;
+
+	$self->{pid} = fork() // croak "could not fork: $!";
+	if (!$self->{pid})
+	{
+		$self->_serve($listener);
+		POSIX::_exit(0);
+	}
+	close $listener;
+	return $self;
+}
+
+sub port { return $_[0]{port} }
+
+sub stop
+{
+	my ($self) = @_;
+
+	if (my $pid = delete $self->{pid})
+	{
+		# Its connections are processes of its group.
+		kill 'KILL', -$pid;
+		waitpid $pid, 0;
+	}
+	return;
+}
+
+sub DESTROY { local $?; $_[0]->stop; return }
+
+sub _serve
+{
+	my ($self, $listener) = @_;
+
+	POSIX::setpgid(0, 0);
+	$SIG{CHLD} = 'IGNORE';
+	$SIG{PIPE} = 'IGNORE';
+	while (1)
+	{
+		my $client = $listener->accept or next;
+		next if fork();
+		close $listener;
+		my $server = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{server}, Proto => 'tcp');
+		$self->_carry($client, $server) if $server;
+		POSIX::_exit(0);
+	}
+	return;
+}
+
+sub _carry
+{
+	my ($self, $client, $server) = @_;
+	my $both = IO::Select->new($client, $server);
+	# What was not handed on yet, because it may be the beginning of what is looked for.
+	my ($held, $sent) = ('', 0);
+	my @changes = defined $self->{nth} ? ($self->{nth}) : ();
+	my $keep = defined $self->{find} ? length($self->{find}) - 1 : 0;
+
+	while (1)
+	{
+		my @ready = $both->can_read($held eq '' ? undef : 0.02);
+		# Nothing more has come: what is held is not the beginning of anything.
+		_write($client, substr($held, 0, length $held, '')) or return if !@ready;
+		for my $from (@ready)
+		{
+			my $count = sysread($from, my $bytes, 1 << 18);
+			if (!$count)
+			{
+				_write($client, $held);
+				return;
+			}
+			if ($from == $client)
+			{
+				_write($server, $bytes) or return;
+				next;
+			}
+			my $before = $sent - length $held;
+			my $scan = $held . $bytes;
+			if (defined $self->{find})
+			{
+				for (my $at = 0; ($at = index($scan, $self->{find}, $at)) >= 0; $at++)
+				{
+					push @changes, $before + $at + $self->{at};
+				}
+			}
+			$sent += $count;
+			# In what is held back changes were made already, but to what was just found.
+			for my $change (@changes)
+			{
+				my $place = $change - $before;
+				next if $place < 0 || $place >= length $scan || !$self->_may_change;
+				substr($scan, $place, 1) = chr(ord(substr($scan, $place, 1)) ^ $self->{xor});
+			}
+			@changes = grep { $_ >= $sent } @changes;
+			$held = $keep ? (length $scan > $keep ? substr($scan, -$keep) : $scan) : '';
+			_write($client, substr($scan, 0, length($scan) - length $held)) or return;
+		}
+	}
+	return;
+}
+
+# Whether a byte is to be changed now: the flag says that one was.
+sub _may_change
+{
+	my ($self) = @_;
+	my $first = sysopen(my $file, $self->{flag}, O_CREAT | O_EXCL | O_WRONLY);
+
+	return $first || $self->{always};
+}
+
+sub _write
+{
+	my ($to, $bytes) = @_;
+
+	while ($bytes ne '')
+	{
+		my $count = syswrite($to, $bytes) or return 0;
+		substr($bytes, 0, $count, '');
+	}
+	return 1;
+}
+
+1;
