@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Kind, Result};
+use crate::report;
 
 /// A switch that can be thrown once and that poll(2) sees.
 #[derive(Debug)]
@@ -48,16 +49,22 @@ pub struct Abort {
     latch: Latch,
     cause: Mutex<Option<Error>>,
     heeded: AtomicBool,
+    reported: AtomicBool,
 }
 
 /// Ends the backup if the thread that holds it panics: others may wait for what it will not do.
 #[derive(Debug)]
 pub struct PanicGuard<'a>(pub &'a Abort);
 
+/// What is left to say of a panic, which has been reported where it happened.
+pub fn panicked() -> Error {
+    Error::local("backup failed because of an internal error")
+}
+
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail(Error::local("internal error: a thread panicked"));
+            self.0.fail(panicked());
         }
     }
 }
@@ -65,7 +72,12 @@ impl Drop for PanicGuard<'_> {
 impl Abort {
     /// All is well so far.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { latch: Latch::new()?, cause: Mutex::new(None), heeded: AtomicBool::new(false) })
+        Ok(Self {
+            latch: Latch::new()?,
+            cause: Mutex::new(None),
+            heeded: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
+        })
     }
 
     /// Ends the backup; the first cause is the one that will be reported.
@@ -94,6 +106,13 @@ impl Abort {
     /// What ended it.
     pub fn cause(&self) -> Option<Error> {
         self.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says why the backup ended, unless that was said.
+    pub fn report(&self, error: &Error) {
+        if !self.reported.swap(true, Ordering::SeqCst) {
+            report::error(error);
+        }
     }
 
     /// Readable once the backup was ended.

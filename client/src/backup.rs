@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,7 +11,7 @@ use pages::names::Names;
 use protocol::command::{SendFileList, StartBackup, StopBackup};
 use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
-use crate::abort::{Abort, PanicGuard};
+use crate::abort::{Abort, PanicGuard, panicked};
 use crate::claim::{self, check_free};
 use crate::cleanup::{Cleanup, Purpose};
 use crate::connection::{Connector, Route, Session, System, bytes, check_columns, number, text};
@@ -18,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::manifest::{Manifest, WalRange};
 use crate::options::{Options, Slot, Sync, Wal};
 use crate::pq::{Answer, Status};
-use crate::progress::{self, Counters};
+use crate::progress::{self, Counters, Stopper};
 use crate::queue::Queue;
 use crate::recovery;
 use crate::reply::Reply;
@@ -59,18 +60,22 @@ pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<(
     let connections = Connections::open(options, abort)?;
     abort.heed();
     abort.check()?;
-    let outcome = Backup { options, abort, cleanup }.run(connections);
-    let outcome = outcome.map_err(|error| match error.kind() {
+    or_undone(abort, cleanup, || Backup { options, abort, cleanup }.run(connections))
+}
+
+/// Reports a failure, or a panic's, and cleans up after it.
+fn or_undone(abort: &Abort, cleanup: &Cleanup, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    // Nothing of what a panic leaves half done is looked at again, but for the directories taken.
+    let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(panicked()));
+    let Err(error) = outcome else { return Ok(()) };
+    let error = match error.kind() {
         Kind::Aborted => abort.cause().unwrap_or(error),
         _ => error,
-    });
-    if let Err(error) = &outcome {
-        // First the reason, then what is done about it.
-        report::error(error);
-        cleanup.undo(error.kind() == Kind::ChecksumFailure);
-        return Err(Error::aborted());
-    }
-    Ok(())
+    };
+    // First the reason, then what is done about it.
+    abort.report(&error);
+    cleanup.undo(error.kind() == Kind::ChecksumFailure);
+    Err(Error::aborted())
 }
 
 /// All connections of a backup, made before it starts: a checkpoint is not paid for in vain.
@@ -229,6 +234,9 @@ impl Backup<'_> {
         let counters = Counters::default();
         let shown = progress::Stop::default();
         let received = std::thread::scope(|scope| {
+            // Or a panic here would wait for the others for ever.
+            let _guard = PanicGuard(self.abort);
+            let shown_until = Stopper(&shown);
             let streamer = wal.take().zip(plan.as_ref()).map(|(mut session, plan)| {
                 self.say("starting background WAL receiver");
                 let (target, end, abort) = (&target, &end, self.abort);
@@ -278,7 +286,7 @@ impl Backup<'_> {
                 // The stream ends too, and this scope with it.
                 self.abort.fail(error.clone());
             }
-            shown.stop();
+            drop(shown_until);
             received
         });
         let stop = received.map_err(|error| match self.abort.cause() {
@@ -645,7 +653,7 @@ impl Backup<'_> {
             };
             let path = BackupPath::from_bytes(format!("pg_wal/{name}"))
                 .map_err(|error| Error::local(format!("unexpected WAL file name \"{name}\": {error}")))?;
-            queue.push(&path, size);
+            queue.push(&path, size)?;
         }
         let work = Work { queue: &queue, ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))?;
@@ -712,8 +720,7 @@ fn add_listed(answer: &Answer, row: usize, work: &Work<'_>) -> Result<()> {
             {
                 return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
             }
-            work.queue.push(&path, number(answer, row, 2)?);
-            Ok(())
+            work.queue.push(&path, number(answer, row, 2)?)
         }
         other => Err(Error::local(format!(
             "server listed \"{path}\" as of unknown type \"{}\"",
@@ -888,7 +895,7 @@ mod tests {
         };
         let list = |_: &mut Session| {
             for name in &names {
-                work.queue.push(&BackupPath::from_bytes(name.as_str()).unwrap(), 0);
+                work.queue.push(&BackupPath::from_bytes(name.as_str()).unwrap(), 0)?;
             }
             let began = Instant::now();
             while counters.done().1 < FILES as u64 {
@@ -914,6 +921,20 @@ mod tests {
         let (outcome, complete) = fetched_while_listed(Err(broken));
         assert_eq!(outcome.unwrap_err().message(), "ERROR:  could not stat file");
         assert!(!complete);
+    }
+
+    #[test]
+    fn a_panic_is_a_failure_that_is_cleaned_up_after() {
+        let place = tempfile::tempdir().unwrap();
+        let target = place.path().join("target");
+        let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
+        let outcome = or_undone(&abort, &cleanup, || {
+            cleanup.take(Purpose::Data, &target, 0o700)?;
+            fs::write(target.join("f"), "x").unwrap();
+            panic!("on purpose")
+        });
+        assert_eq!(outcome.unwrap_err().kind(), Kind::Aborted);
+        assert!(!target.exists());
     }
 
     #[test]

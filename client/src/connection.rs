@@ -13,6 +13,7 @@ use protocol::reply::Column;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::abort::Abort;
+use crate::cancel;
 use crate::error::{Error, Kind, Result};
 use crate::options::{ConnectionOptions, PasswordPrompt};
 use crate::pq::{self, Answer, CopyData, CopyRead, Keyword, Pg, Status};
@@ -639,7 +640,9 @@ impl Drop for Session {
             && self.pg.is_ok()
             && let Some(canceller) = self.pg.canceller()
         {
-            canceller.cancel();
+            cancel::start(canceller);
+            // What was said in farewell would have to wait for that too.
+            self.pg.hang_up();
         }
     }
 }

@@ -15,6 +15,7 @@ mod abort;
 mod allocations;
 mod backup;
 mod behind;
+mod cancel;
 mod chunk;
 mod claim;
 mod cleanup;
@@ -34,6 +35,7 @@ mod reply;
 mod report;
 mod reverify;
 mod route;
+mod signals;
 mod split;
 mod sync;
 mod tablespace;
@@ -49,25 +51,29 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-
 use abort::Abort;
 use cleanup::Cleanup;
 use error::{Error, Kind, Result};
 use options::Invocation;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    signals::report_panics();
+    let code = match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             // What was aborted has been reported where it was.
             if error.kind() != Kind::Aborted {
                 report::error(&error);
             }
             ExitCode::FAILURE
         }
+        // Reported too.
+        Err(_) => ExitCode::FAILURE,
+    };
+    if !cancel::wait() {
+        os::exit(i32::from(code != ExitCode::SUCCESS));
     }
+    code
 }
 
 fn run() -> Result<()> {
@@ -81,28 +87,11 @@ fn run() -> Result<()> {
             let abort =
                 Abort::new().map_err(|error| Error::local(format!("could not create pipe: {error}")))?;
             let abort = Arc::new(abort);
-            watch_signals(&abort)?;
+            let cleanup = Arc::new(Cleanup::new(options.no_clean));
+            signals::watch(&abort, &cleanup)?;
             // Nobody else may look into a file before it has the mode that the server says.
             rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-            let cleanup = Cleanup::new(options.no_clean);
             backup::run(&options, &abort, &cleanup)
         }
     }
-}
-
-/// Ends the backup on the first signal, so that it is cleaned up, and the process on the second.
-fn watch_signals(abort: &Arc<Abort>) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(|error| Error::local(format!("could not set up signal handlers: {error}")))?;
-    let abort = Arc::clone(abort);
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
-            // Nothing is there to be cleaned up, or nobody has the patience.
-            if !abort.is_heeded() || abort.check().is_err() {
-                std::process::exit(1);
-            }
-            abort.fail(Error::local("backup was interrupted"));
-        }
-    });
-    Ok(())
 }

@@ -1,8 +1,10 @@
 //! What the operating system offers and no safe crate has.
 #![allow(unsafe_code)]
 
+use std::ffi::{CStr, c_int, c_void};
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
 
 /// Has a part of a file written to disk soon, without waiting for it: the fsync at the end then has
 /// little left to do. No promise, so that failure does not matter.
@@ -12,4 +14,32 @@ pub fn start_writeback(file: &File, offset: u64, length: u64) {
     };
     // SAFETY: the descriptor is open, and the call reads and writes no memory of ours.
     unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
+/// Whether a signal is ignored, as it may be from the beginning.
+pub fn is_ignored(signal: c_int) -> bool {
+    // SAFETY: all zeroes are a valid sigaction, and with no new one the call only writes the old.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Ignores a signal.
+pub fn ignore(signal: c_int) {
+    // SAFETY: no code of ours runs when the signal comes.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// A function of the libraries that the program was started with, libpq's own included.
+pub fn symbol(name: &CStr) -> Option<NonNull<c_void>> {
+    // SAFETY: the name is a C string; nothing is called.
+    NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+}
+
+/// Ends the process without running what libraries want to have run at its end: other threads may still be
+/// in their midst.
+pub fn exit(code: c_int) -> ! {
+    // SAFETY: nothing comes after it.
+    unsafe { libc::_exit(code) }
 }

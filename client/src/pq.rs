@@ -8,11 +8,14 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::io;
+use std::mem::transmute;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 pub use pq_sys::ExecStatusType as Status;
 
+use crate::os::symbol;
 use crate::tls::{Step, Tls};
 
 /// A connection. One thread uses it at a time.
@@ -48,9 +51,27 @@ pub enum CopyRead {
 }
 
 /// Cancels whatever a connection is running.
-pub struct Canceller {
-    raw: NonNull<pq_sys::PGcancel>,
+pub enum Canceller {
+    /// Over a connection that is encrypted as the other is.
+    AsConnected(NonNull<c_void>, &'static CancelFunctions),
+    /// In the clear: all that libpq had before 17.
+    Plain(NonNull<pq_sys::PGcancel>),
 }
+
+// SAFETY: the objects have all they need from the connection in them, and any thread may use them.
+unsafe impl Send for Canceller {}
+
+/// libpq's functions from 17 on. They are looked up when the program runs, since it is linked with older
+/// ones too.
+pub struct CancelFunctions {
+    create: CreateCancel,
+    run: RunCancel,
+    finish: FinishCancel,
+}
+
+type CreateCancel = unsafe extern "C" fn(*mut pq_sys::PGconn) -> *mut c_void;
+type RunCancel = unsafe extern "C" fn(*mut c_void) -> c_int;
+type FinishCancel = unsafe extern "C" fn(*mut c_void);
 
 /// A keyword with a value.
 pub type Keyword = (CString, CString);
@@ -262,8 +283,21 @@ impl Pg {
 
     /// What cancels the connection's commands.
     pub fn canceller(&self) -> Option<Canceller> {
-        // SAFETY: the connection is live; the object is owned from here on.
-        NonNull::new(unsafe { pq_sys::PQgetCancel(self.raw.as_ptr()) }).map(|raw| Canceller { raw })
+        if let Some(functions) = cancel_functions() {
+            // SAFETY: the connection is live; the object is owned from here on.
+            let raw = unsafe { (functions.create)(self.raw.as_ptr()) };
+            return NonNull::new(raw).map(|raw| Canceller::AsConnected(raw, functions));
+        }
+        // SAFETY: as above.
+        NonNull::new(unsafe { pq_sys::PQgetCancel(self.raw.as_ptr()) }).map(Canceller::Plain)
+    }
+
+    /// Ends the conversation without a word, so that closing it cannot wait for a peer that reads nothing.
+    pub fn hang_up(&self) {
+        if let Some(socket) = self.socket() {
+            // The other side may have been quicker.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
     }
 }
 
@@ -364,19 +398,48 @@ impl Drop for CopyData {
 }
 
 impl Canceller {
-    /// Asks the server to cancel. What comes of it shows on the connection.
+    /// Asks the server to cancel, and waits until it has heard. What comes of it shows on the connection.
     pub fn cancel(&self) {
-        let mut message: [c_char; 256] = [0; 256];
-        // SAFETY: the object is live, and the buffer has the length that is passed.
-        unsafe { pq_sys::PQcancel(self.raw.as_ptr(), message.as_mut_ptr(), 256) };
+        match self {
+            // SAFETY: the object is live, and nobody else uses it.
+            Self::AsConnected(raw, functions) => unsafe {
+                (functions.run)(raw.as_ptr());
+            },
+            Self::Plain(raw) => {
+                let mut message: [c_char; 256] = [0; 256];
+                // SAFETY: the object is live, and the buffer has the length that is passed.
+                unsafe { pq_sys::PQcancel(raw.as_ptr(), message.as_mut_ptr(), 256) };
+            }
+        }
     }
 }
 
 impl Drop for Canceller {
     fn drop(&mut self) {
-        // SAFETY: the object is live, and nobody can use it afterwards.
-        unsafe { pq_sys::PQfreeCancel(self.raw.as_ptr()) }
+        match self {
+            // SAFETY: the object is live, and nobody can use it afterwards.
+            Self::AsConnected(raw, functions) => unsafe { (functions.finish)(raw.as_ptr()) },
+            // SAFETY: as above.
+            Self::Plain(raw) => unsafe { pq_sys::PQfreeCancel(raw.as_ptr()) },
+        }
     }
+}
+
+fn cancel_functions() -> Option<&'static CancelFunctions> {
+    static FUNCTIONS: OnceLock<Option<CancelFunctions>> = OnceLock::new();
+    FUNCTIONS
+        .get_or_init(|| {
+            // SAFETY: the signatures are those of libpq-fe.h, PGcancelConn being opaque, and a function
+            // pointer has the size and the form of what dlsym returns.
+            unsafe {
+                Some(CancelFunctions {
+                    create: transmute::<NonNull<c_void>, CreateCancel>(symbol(c"PQcancelCreate")?),
+                    run: transmute::<NonNull<c_void>, RunCancel>(symbol(c"PQcancelBlocking")?),
+                    finish: transmute::<NonNull<c_void>, FinishCancel>(symbol(c"PQcancelFinish")?),
+                })
+            }
+        })
+        .as_ref()
 }
 
 /// The options in a connection string or URI that have a value.

@@ -42,7 +42,9 @@ impl Counters {
 
     /// Bytes that came have to come again.
     pub fn lost(&self, bytes: u64) {
-        self.done.fetch_sub(bytes, Ordering::Relaxed);
+        // A file may be given up by two of those that were at it.
+        let less = |done: u64| Some(done.saturating_sub(bytes));
+        let _ = self.done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// A file is finished.
@@ -103,6 +105,17 @@ impl Stop {
     }
 }
 
+/// Stops the showing when it goes out of scope, by a panic too: the scope of the thread that shows would
+/// never end.
+#[derive(Debug)]
+pub struct Stopper<'a>(pub &'a Stop);
+
+impl Drop for Stopper<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// Shows progress until told to stop.
 pub fn show(counters: &Counters, stop: &Stop) {
     if std::io::stderr().is_terminal() {
@@ -149,6 +162,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_panic_ends_the_showing() {
+        let (counters, stop) = (Counters::default(), Stop::default());
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            std::thread::scope(|scope| {
+                let _stopper = Stopper(&stop);
+                scope.spawn(|| show(&counters, &stop));
+                panic!("on purpose");
+            })
+        }));
+        assert!(outcome.is_err());
+    }
+
+    #[test]
     fn lines() {
         let counters = Counters::default();
         assert_eq!(counters.line(), "0 kB, 0 files");
@@ -159,7 +185,9 @@ mod tests {
         assert_eq!(counters.line(), " 50/200 kB (25%), 1/3 files");
         counters.lost(40 << 10);
         assert_eq!(counters.line(), " 10/200 kB (5%), 1/3 files");
-        counters.received(400 << 10);
+        counters.lost(11 << 10);
+        assert_eq!(counters.line(), "  0/200 kB (0%), 1/3 files");
+        counters.received(410 << 10);
         assert_eq!(counters.line(), "410/410 kB (100%), 1/3 files");
     }
 }

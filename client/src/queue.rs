@@ -74,22 +74,24 @@ struct File {
 impl FileList {
     /// Adds a file; `None` where it is listed already: a directory that changes while it is read can
     /// show a name again.
-    fn push(&mut self, path: &BackupPath, size: u64) -> Option<FileNumber> {
+    fn push(&mut self, path: &BackupPath, size: u64) -> Result<Option<FileNumber>> {
         let name = path.as_bytes();
+        // Far beyond what a path can be, PATH_MAX.
+        let length = u16::try_from(name.len()).map_err(|_| {
+            Error::local(format!("server listed a file name that is too long, of {} bytes", name.len()))
+        })?;
         let Self { names, files, known, hasher, .. } = self;
         let hash = hasher.hash_one(name);
         if known.find(hash, |file| names[files[*file].range()] == *name).is_some() {
-            return None;
+            return Ok(None);
         }
         let number = files.len();
         known.insert_unique(hash, number, |file| hasher.hash_one(&names[files[*file].range()]));
         let space = self.space_of(name);
-        // No name is longer than a path can be, PATH_MAX.
-        let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
         self.files.push(File { name: self.names.len(), size, length, space });
-        self.names.extend_from_slice(&name[..usize::from(length)]);
+        self.names.extend_from_slice(name);
         self.bytes += size;
-        Some(number)
+        Ok(Some(number))
     }
 
     /// Nothing more will be added.
@@ -258,13 +260,13 @@ impl Queue {
     }
 
     /// Adds a file to the list; nothing where it is there already.
-    pub fn push(&self, path: &BackupPath, size: u64) {
-        let number = self.list.write().unwrap_or_else(PoisonError::into_inner).push(path, size);
+    pub fn push(&self, path: &BackupPath, size: u64) -> Result<()> {
+        let number = self.list.write().unwrap_or_else(PoisonError::into_inner).push(path, size)?;
         let mut state = self.lock();
-        let (Some(number), Some(listing)) = (number, &mut state.listing) else { return };
+        let (Some(number), Some(listing)) = (number, &mut state.listing) else { return Ok(()) };
         if size >= EARLY_LIMIT {
             listing.later.push(number);
-            return;
+            return Ok(());
         }
         let before = listing.early_cost;
         listing.early.push_back(number);
@@ -273,6 +275,7 @@ impl Queue {
         if before < MIN_BATCH && listing.early_cost >= MIN_BATCH {
             self.changed.notify_all();
         }
+        Ok(())
     }
 
     /// The list is complete. Files of one size stay in the order they came in.
@@ -549,7 +552,7 @@ mod tests {
     const MB: u64 = 1 << 20;
 
     fn push(queue: &Queue, name: &str, size: u64) {
-        queue.push(&BackupPath::from_bytes(name).unwrap(), size);
+        queue.push(&BackupPath::from_bytes(name).unwrap(), size).unwrap();
     }
 
     fn named(names: &[(&str, u64)], jobs: usize, may_split: bool) -> Queue {
@@ -651,6 +654,20 @@ mod tests {
         queue.complete();
         assert_eq!(queue.len(), 1000);
         assert_eq!(queue.bytes(), (1..=1000).sum());
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_refused() {
+        let queue = Queue::new(1, true);
+        let longest = usize::from(u16::MAX);
+        push(&queue, &"x".repeat(longest), 1);
+        let path = BackupPath::from_bytes("x".repeat(longest + 1)).unwrap();
+        assert_eq!(
+            queue.push(&path, 1).unwrap_err().message(),
+            "server listed a file name that is too long, of 65536 bytes"
+        );
+        queue.complete();
+        assert_eq!((queue.len(), queue.path(0).as_bytes().len()), (1, longest));
     }
 
     #[test]

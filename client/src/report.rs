@@ -34,6 +34,20 @@ pub fn error(error: &Error) {
     print(&lines.join("\n"));
 }
 
+/// A panic: nobody has foreseen it.
+pub fn bug(what: &str) {
+    let version = env!("CARGO_PKG_VERSION");
+    let text = format!(
+        "{PROGRAM}: error: internal error: {what}\n{PROGRAM}: hint: This is a bug in {PROGRAM} {version}. Please \
+         report it to the developers of pg_parallel_backup, with these lines and what was being done."
+    );
+    match BAR.try_lock() {
+        Ok(bar) => print_beside(bar.as_ref(), &text),
+        // Held by this very thread, perhaps.
+        Err(_) => print_beside(None, &text),
+    }
+}
+
 /// A warning.
 pub fn warning(message: impl Display) {
     print(&format!("{PROGRAM}: warning: {message}"));
@@ -46,6 +60,10 @@ pub fn info(message: impl Display) {
 
 /// A line that has its form already: the server's notices, progress.
 pub fn print(line: &str) {
+    print_beside(BAR.lock().unwrap_or_else(PoisonError::into_inner).as_ref(), line);
+}
+
+fn print_beside(bar: Option<&ProgressBar>, line: &str) {
     let write = || {
         let mut stderr = std::io::stderr().lock();
         // Nobody is left to tell when stderr is gone.
@@ -53,7 +71,7 @@ pub fn print(line: &str) {
         let _ = stderr.write_all(b"\n");
         let _ = stderr.flush();
     };
-    match &*BAR.lock().unwrap_or_else(PoisonError::into_inner) {
+    match bar {
         Some(bar) => bar.suspend(write),
         None => write(),
     }

@@ -12,6 +12,8 @@ use std::mem::transmute;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
+use crate::os::symbol;
+
 /// OpenSSL's names for how a call went (SSL_get_error(3)).
 const SSL_ERROR_SSL: c_int = 1;
 const SSL_ERROR_WANT_READ: c_int = 2;
@@ -120,19 +122,14 @@ fn functions() -> Option<&'static Functions> {
             // function pointer has the size and the form of what dlsym returns.
             unsafe {
                 Some(Functions {
-                    read: transmute::<NonNull<c_void>, Read>(find(c"SSL_read")?),
-                    write: transmute::<NonNull<c_void>, Write>(find(c"SSL_write")?),
-                    get_error: transmute::<NonNull<c_void>, GetError>(find(c"SSL_get_error")?),
-                    clear_errors: transmute::<NonNull<c_void>, ClearErrors>(find(c"ERR_clear_error")?),
-                    next_error: transmute::<NonNull<c_void>, NextError>(find(c"ERR_get_error")?),
-                    reason: transmute::<NonNull<c_void>, Reason>(find(c"ERR_reason_error_string")?),
+                    read: transmute::<NonNull<c_void>, Read>(symbol(c"SSL_read")?),
+                    write: transmute::<NonNull<c_void>, Write>(symbol(c"SSL_write")?),
+                    get_error: transmute::<NonNull<c_void>, GetError>(symbol(c"SSL_get_error")?),
+                    clear_errors: transmute::<NonNull<c_void>, ClearErrors>(symbol(c"ERR_clear_error")?),
+                    next_error: transmute::<NonNull<c_void>, NextError>(symbol(c"ERR_get_error")?),
+                    reason: transmute::<NonNull<c_void>, Reason>(symbol(c"ERR_reason_error_string")?),
                 })
             }
         })
         .as_ref()
-}
-
-fn find(name: &CStr) -> Option<NonNull<c_void>> {
-    // SAFETY: looks a name up among what the program was started with, libpq's libraries included.
-    NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
 }

@@ -387,7 +387,7 @@ mod tests {
             std::fs::create_dir_all(place.path().join(directory)).unwrap();
         }
         let queue = Queue::new(case.jobs, true);
-        queue.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64);
+        queue.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64).unwrap();
         queue.complete();
         let options = ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false };
         let out = std::io::BufWriter::new(File::create(place.path().join("manifest")).unwrap());
