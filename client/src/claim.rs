@@ -247,7 +247,16 @@ fn remove_entries(directory: &impl AsFd, but: Option<&CStr>) -> rustix::io::Resu
             // Linux says the one of directories, POSIX the other.
             Err(Errno::ISDIR | Errno::PERM) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let below = rustix::fs::openat(directory, &*name, flags, Mode::empty())?;
+                let open = || rustix::fs::openat(directory, &*name, flags, Mode::empty());
+                // It has the mode that the server's has, which need not let anybody in.
+                let below = match open() {
+                    Err(Errno::ACCESS) => {
+                        rustix::fs::chmodat(directory, &*name, Mode::RWXU, AtFlags::empty())?;
+                        open()?
+                    }
+                    below => below?,
+                };
+                rustix::fs::fchmod(&below, Mode::RWXU)?;
                 remove_entries(&below, None)?;
                 rustix::fs::unlinkat(directory, &*name, AtFlags::REMOVEDIR)?;
             }
