@@ -32,7 +32,8 @@ class Row:
     target: str  # tmpfs, disk, synced, nowhere
     who: str  # pg_basebackup, ours, cp
     jobs: int = 1
-    server_verifies: bool = False
+    # Who verifies: "" by default, "server", or "digests": without page checksums only digests are left.
+    verify: str = ""
 
     @property
     def group(self):
@@ -42,7 +43,7 @@ class Row:
     @property
     def key(self):
         jobs = "" if self.who == "pg_basebackup" else f"-{self.jobs}"
-        return f"{self.group}/{self.who}{jobs}{'-server' if self.server_verifies else ''}"
+        return f"{self.group}/{self.who}{jobs}{'-' + self.verify if self.verify else ''}"
 
     @property
     def title(self):
@@ -50,23 +51,24 @@ class Row:
             return "pg_basebackup"
         if self.who == "cp":
             return "cp -a" if self.jobs == 1 else "two cp side by side"
-        return f"ours -j {self.jobs}{', server verifies, CRC32C' if self.server_verifies else ''}"
+        verify = {"": "", "server": ", server verifies, CRC32C", "digests": ", as without page checksums"}
+        return f"ours -j {self.jobs}{verify[self.verify]}"
 
 
 def rows(quick):
     """What the issue of the data path names. Not the cross product: it would take hours."""
 
-    def group(data, transport, target, jobs, server_verifies=False, cp=False):
+    def group(data, transport, target, jobs, verify=(), cp=False):
         yield Row(data, transport, target, "pg_basebackup")
         for number in jobs:
             yield Row(data, transport, target, "ours", number)
-        if server_verifies:
-            yield Row(data, transport, target, "ours", 2, True)
+        for who in verify:
+            yield Row(data, transport, target, "ours", 2, who)
         if cp:
             yield Row(data, transport, target, "cp", 1)
             yield Row(data, transport, target, "cp", 2)
 
-    yield from group("pgbench", "socket", "tmpfs", [1, 2, 4, 8], server_verifies=True, cp=True)
+    yield from group("pgbench", "socket", "tmpfs", [1, 2, 4, 8], verify=("server", "digests"), cp=True)
     yield from group("pgbench", "tcp", "tmpfs", [2])
     yield from group("pgbench", "tls", "tmpfs", [2])
     yield from group("pgbench", "socket", "nowhere", [1, 2, 4, 8])
@@ -198,7 +200,7 @@ class Bench:
                 self.skipped[row.key] = "openssl is not installed"
             elif row.who == "ours" and row.target == "nowhere" and "--discard" not in help_text:
                 self.skipped[row.key] = "the client has no --discard"
-            elif row.server_verifies and "--verify" not in help_text:
+            elif row.verify and "--verify" not in help_text:
                 self.skipped[row.key] = "the client has no --verify"
             else:
                 self.results[row] = []
@@ -222,8 +224,10 @@ class Bench:
                 return [([*program, *sync, "-Ft", "-D", "-"], subprocess.DEVNULL)]
             return [([*program, *sync, "-Fp", "-D", target], None)]
         program = [os.path.join(self.bin, "pg_parallel_basebackup"), *connection, "-j", str(row.jobs)]
-        if row.server_verifies:
+        if row.verify == "server":
             program += ["--verify=server", "--manifest-checksums=CRC32C"]
+        elif row.verify == "digests":
+            program += ["--no-verify-checksums"]
         if row.target == "nowhere":
             return [([*program, "--discard"], None)]
         return [([*program, *sync, "-X", "none", "-D", target], None)]

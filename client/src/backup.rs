@@ -30,6 +30,7 @@ use crate::sync;
 use crate::target::{Modes, Target};
 use crate::transfer::{BEHIND, SharedManifest, Work, manifest_error, may_split};
 use crate::wal::{self, SegmentSize};
+use crate::wal_check::{Cluster, Needed};
 use crate::walstream::{self, End, Plan, quoted_identifier};
 use pages::digest::Digest;
 
@@ -224,6 +225,7 @@ impl Backup<'_> {
                 timeline: start.timeline,
                 start: start.position,
                 segment_size: start.segment_size,
+                system: start.system,
                 slot,
                 status_interval: *status_interval,
                 sync: options.sync != Sync::None,
@@ -268,7 +270,7 @@ impl Backup<'_> {
                     backup: start.id,
                     algorithm,
                     manifest: manifest.as_ref(),
-                    segment_size,
+                    wal: None,
                     counters: &counters,
                 },
             );
@@ -655,7 +657,9 @@ impl Backup<'_> {
                 .map_err(|error| Error::local(format!("unexpected WAL file name \"{name}\": {error}")))?;
             queue.push(&path, size)?;
         }
-        let work = Work { queue: &queue, ..*work };
+        let cluster = Cluster { system: start.system, segment_size: start.segment_size };
+        let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
+        let work = Work { queue: &queue, wal: Some(&needed), ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))?;
         // Marked as archived, or a copy that is promoted would archive them once more.
         for name in &stop.wal_files {
@@ -890,7 +894,7 @@ mod tests {
             past_libpq: true,
             sync: false,
             manifest: None,
-            segment_size: 16 << 20,
+            wal: None,
             counters: &counters,
         };
         let list = |_: &mut Session| {

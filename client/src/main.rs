@@ -7,7 +7,7 @@
 //! - `queue`, `receive`, `transfer`, `reverify`, `split`, `writer`, `behind`: files and who fetches them;
 //! - `reply`: the results of commands, checked row by row;
 //! - `target`, `cleanup`, `sync`, `os` (unsafe code): the directory that is written;
-//! - `wal`, `walstream`, `manifest`, `recovery`: what makes it a backup;
+//! - `wal`, `wal_check`, `walstream`, `manifest`, `recovery`: what makes it a backup;
 //! - `abort`, `error`, `report`, `progress`: what the user hears.
 
 mod abort;
@@ -43,6 +43,7 @@ mod target;
 mod tls;
 mod transfer;
 mod wal;
+mod wal_check;
 mod walstream;
 mod wire;
 mod writer;

@@ -47,7 +47,7 @@ pub struct Options {
     pub manifest: Option<ManifestOptions>,
     /// Whether page checksums are verified.
     pub verify_checksums: bool,
-    /// Who verifies them and makes the digests; by the kind of connection if it was not said.
+    /// Who verifies those of relation files; by the kind of connection if it was not said.
     pub verify: Option<Side>,
     /// Write nothing: to measure what it costs to get here.
     pub discard: bool,
@@ -253,8 +253,8 @@ struct Arguments {
     /// Do not verify page checksums
     #[arg(long, help_heading = GENERAL)]
     no_verify_checksums: bool,
-    /// Who verifies pages and makes the manifest's checksums (default: client on connections
-    /// without encryption, else server)
+    /// Who verifies relation files (default: client on connections without encryption to a cluster
+    /// with page checksums, else server)
     #[arg(long, value_name = "client|server", help_heading = GENERAL)]
     verify: Option<OsString>,
     /// Receive and verify everything and write nothing, for measuring

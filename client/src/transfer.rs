@@ -25,6 +25,7 @@ use crate::report;
 use crate::split::{Outcome, Splits};
 use crate::target::Target;
 use crate::wal;
+use crate::wal_check::Needed;
 use crate::wire::CopySink;
 use crate::writer::Writer;
 
@@ -80,8 +81,8 @@ pub struct Work<'a> {
     pub sync: bool,
     /// Takes files that are complete.
     pub manifest: Option<&'a SharedManifest>,
-    /// The size that a WAL segment must have.
-    pub segment_size: u64,
+    /// What WAL segments must be, while these are fetched.
+    pub wal: Option<&'a Needed>,
     /// Progress.
     pub counters: &'a Counters,
 }
@@ -409,7 +410,7 @@ mod tests {
             past_libpq: case.past_libpq,
             sync: true,
             manifest: (!case.discard).then_some(&manifest),
-            segment_size: 16 << 20,
+            wal: None,
             counters: &counters,
         };
         let outcome = work.run(&mut session);

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::pq::Status;
 use crate::target::Target;
 use crate::wal::{Segment, SegmentSize, history_file_name};
+use crate::wal_check::{Cluster, Records};
 
 /// The position at which the stream ends, known only when the backup has ended.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Plan {
     pub start: Lsn,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
+    /// The cluster's system identifier.
+    pub system: u64,
     /// The slot to stream from.
     pub slot: Option<String>,
     /// How often the server is told how far we are; never for zero.
@@ -96,7 +99,7 @@ pub fn stream(session: &mut Session, plan: &Plan, target: &Target, end: &End) ->
             _ => return Err(Error::connection("server did not start to stream write-ahead log")),
         }
         session.entered_copy_both();
-        let mut copy = Copy::new(plan, end, start);
+        let mut copy = Copy::new(plan, end, start, writer.timeline);
         let next = copy.run(session, &mut writer)?;
         match next {
             None if end.reached(copy.position) => return Ok(()),
@@ -143,6 +146,8 @@ fn fetch_history(session: &mut Session, writer: &SegmentWriter<'_>) -> Result<()
 struct Copy<'a> {
     plan: &'a Plan,
     end: &'a End,
+    /// Nothing else says that WAL came as it was sent.
+    records: Records,
     /// Up to here everything is written.
     position: Lsn,
     /// Up to here everything is synced, or as good as that is with --no-sync.
@@ -156,8 +161,10 @@ struct Copy<'a> {
 type NextTimeline = Option<(u32, Lsn)>;
 
 impl<'a> Copy<'a> {
-    fn new(plan: &'a Plan, end: &'a End, start: Lsn) -> Self {
-        Self { plan, end, position: start, flushed: start, sending: true, last_status: None }
+    fn new(plan: &'a Plan, end: &'a End, start: Lsn, timeline: u32) -> Self {
+        let cluster = Cluster { system: plan.system, segment_size: plan.segment_size };
+        let records = Records::new(cluster, timeline, start);
+        Self { plan, end, records, position: start, flushed: start, sending: true, last_status: None }
     }
 
     fn run(&mut self, session: &mut Session, writer: &mut SegmentWriter<'_>) -> Result<NextTimeline> {
@@ -227,6 +234,7 @@ impl<'a> Copy<'a> {
             }
             _ => {}
         }
+        self.records.push(wal)?;
         self.position = position;
         while !wal.is_empty() {
             let room = writer.size.bytes() - writer.size.offset(self.position);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pages::digest::{Digest, combine_crcs, from_crc, to_crc};
-use protocol::{FileBegin, FileRequest};
+use protocol::{BackupPath, FileBegin, FileRequest};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
@@ -17,7 +17,7 @@ use crate::os;
 use crate::queue::{Item, Part};
 use crate::receive::{Received, Sink};
 use crate::transfer::{Work, wal_file_name};
-use crate::wal;
+use crate::wal_check::SegmentPages;
 
 /// Files from here on get their place on disk before their bytes come, so that several that are
 /// written at once do not lie in pieces between each other.
@@ -52,6 +52,8 @@ struct Open {
     received: u64,
     /// Up to here the operating system was told to write to disk.
     told: u64,
+    /// What its pages say, if it is a WAL segment.
+    wal: Option<SegmentPages>,
 }
 
 enum Output {
@@ -96,12 +98,31 @@ impl<'a> Writer<'a> {
         Ok(created)
     }
 
+    fn check_of_wal(&self, path: &BackupPath, size: u64) -> Result<Option<SegmentPages>> {
+        let (Some(needed), Some(name)) = (self.work.wal, wal_file_name(path)) else { return Ok(None) };
+        let segment_size = needed.cluster.segment_size;
+        // Otherwise a timeline history file.
+        let Some(segment) = std::str::from_utf8(name).ok().and_then(|name| segment_size.parse(name)) else {
+            return Ok(None);
+        };
+        if size != segment_size.bytes() {
+            return Err(Error::local(format!("unexpected WAL file size \"{path}\"")));
+        }
+        Ok(Some(needed.check(segment)))
+    }
+
     fn io(&self, what: &str, file: usize, error: &io::Error) -> Error {
         Error::io(what, &self.path(file), error)
     }
 
     fn path(&self, file: usize) -> PathBuf {
         self.work.target.path(&self.wanted[file].path)
+    }
+
+    fn look_at_wal(&mut self, bytes: &[u8]) {
+        if let Some(pages) = self.open.as_mut().and_then(|open| open.wal.as_mut()) {
+            pages.push(bytes);
+        }
     }
 
     /// The next bytes of the file that is open, by `write`.
@@ -153,9 +174,7 @@ impl<'a> Writer<'a> {
 impl Sink for Writer<'_> {
     fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()> {
         let path = &self.wanted[file].path;
-        if wal_file_name(path).is_some_and(wal::is_segment) && begin.size != self.work.segment_size {
-            return Err(Error::local(format!("unexpected WAL file size \"{path}\"")));
-        }
+        let wal = self.check_of_wal(path, begin.size)?;
         let output = match self.items[file].part {
             _ if self.work.discard && self.items[file].part.is_none() => Output::Nowhere,
             None => Output::Whole(self.create(file, begin.size, begin.mode)?),
@@ -174,15 +193,17 @@ impl Sink for Writer<'_> {
                 }
             }
         };
-        self.open = Some(Open { file, output, position: begin.offset, received: 0, told: begin.offset });
+        self.open = Some(Open { file, output, position: begin.offset, received: 0, told: begin.offset, wal });
         Ok(())
     }
 
     fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        self.look_at_wal(&chunk);
         self.write(chunk.len(), |file, position| file.write_all_at(&chunk, position))
     }
 
     fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
+        pieces.iter().for_each(|piece| self.look_at_wal(piece));
         self.write(pieces.iter().map(|piece| piece.len()).sum(), |file, position| {
             write_pieces(file, pieces, position)
         })
@@ -193,12 +214,18 @@ impl Sink for Writer<'_> {
         if let Some(part) = item.part {
             self.fill(file, &part, &mut received)?;
         }
-        if let Some(open) = self.open.take()
-            && self.work.sync
-            && open.received >= WRITEBACK_MINIMUM
-            && let Some(file) = open.output.file()
-        {
-            os::start_writeback(file, open.told, open.position - open.told);
+        if let Some(open) = self.open.take() {
+            if self.work.sync
+                && open.received >= WRITEBACK_MINIMUM
+                && let Some(file) = open.output.file()
+            {
+                os::start_writeback(file, open.told, open.position - open.told);
+            }
+            if let Some(pages) = open.wal {
+                // The digest fits: what is wrong with it is the server's doing, and comes again.
+                let path = &self.wanted[file].path;
+                pages.finish().map_err(|error| error.context(format!("file \"{path}\"")).fatal())?;
+            }
         }
         if received.mismatches.is_empty() {
             self.work.complete(item, &received)

@@ -196,6 +196,34 @@ for my $checksums (1, 0)
 			ok($good || !-e "$copy/PG_VERSION", "$name: a good copy or none") or diag($stderr);
 		}
 	}
+
+	# WAL that is streamed: its page headers, and what a record has in it while the backup runs.
+	if ($checksums)
+	{
+		$node->safe_psql('postgres', q(
+			CREATE PROCEDURE chatter() LANGUAGE plpgsql AS $$ BEGIN
+				LOOP
+					PERFORM pg_logical_emit_message(false, 'x', 'MARKED-MESSAGE' || repeat('m', 3000));
+					PERFORM pg_sleep(0.002);
+					COMMIT;
+				END LOOP; END $$));
+		my $writer = IPC::Run::start([ 'psql', '-X', '-c', 'CALL chatter()', $node->connstr('postgres') ], '>&' => \my $said);
+		for my $case (
+			[ 'page header', { find => pack('Q<', $system), at => -10, xor => 1 } ],
+			[ 'segment size', { find => pack('Q<', $system), at => 10, xor => 1 } ],
+			[ 'a record', { find => 'MARKED-MESSAGE', at => 2000, xor => 1 } ],
+			[ 'nothing', { find => 'nothing has this', at => 0, xor => 1 } ])
+		{
+			my ($name, $change) = @$case;
+			my $copy = "$tempdir/" . ++$backups;
+			my ($good, $stderr) = backup_through($node, $copy, $plain, { %$change, always => 1 }, '--wal-method=stream');
+			is($good ? 1 : 0, $name eq 'nothing' ? 1 : 0, "streamed WAL, $name") or diag($stderr);
+			like($stderr, qr/WAL streaming failed: write-ahead log at [0-9A-F\/]+ was damaged/, "streamed WAL, $name: why") if !$good;
+			ok($good || !-e "$copy/PG_VERSION", "streamed WAL, $name: nothing is left");
+		}
+		$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'CALL chatter()'));
+		$writer->finish;
+	}
 	$node->stop;
 }
 
