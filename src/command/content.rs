@@ -1,7 +1,6 @@
 //! SEND_FILES_CONTENT.
 
 use std::cell::Cell;
-use std::fs::{File, Metadata};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -154,7 +153,17 @@ impl Transfer<'_> {
             Pages::From(_) | Pages::None | Pages::InvalidSegment => None,
         };
         let (offset, length) = clamp(request.range, metadata.len());
-        let failures = self.send(&request.path, file, &metadata, (offset, length), pages, || Ok(()))?;
+        let content = Content {
+            path: request.path.as_bytes(),
+            file: Rc::new(file),
+            metadata: &metadata,
+            offset,
+            length,
+            is_relation: member.relation.is_some(),
+            pages,
+            digest: self.digest,
+        };
+        let failures = self.send(&content, || Ok(()))?;
         if failures > 0 {
             checksum_stats::report(member.database(), failures);
         }
@@ -180,29 +189,22 @@ impl Transfer<'_> {
         if matches!(kind, WalFile::Segment(_)) && metadata.len() != range.segment_size {
             return Err(Error::WalSize { segment: text() });
         }
-        self.send(path, file, &metadata, (0, metadata.len()), None, check)?;
-        Ok(())
-    }
-
-    fn send(
-        &mut self,
-        path: &BackupPath,
-        file: File,
-        metadata: &Metadata,
-        (offset, length): (u64, u64),
-        pages: Option<PageCheck>,
-        after_read: impl Fn() -> Result<()>,
-    ) -> Result<u32> {
         let content = Content {
             path: path.as_bytes(),
             file: Rc::new(file),
-            metadata,
-            offset,
-            length,
-            pages,
+            metadata: &metadata,
+            offset: 0,
+            length: metadata.len(),
+            is_relation: false,
+            pages: None,
             digest: self.digest,
         };
-        let sent = self.sender.send(&content, &self.pace, after_read)?;
+        self.send(&content, check)?;
+        Ok(())
+    }
+
+    fn send(&mut self, content: &Content<'_>, after_read: impl Fn() -> Result<()>) -> Result<u32> {
+        let sent = self.sender.send(content, &self.pace, after_read)?;
         self.pace.handle.slot.count_file(sent.bytes, sent.checksum_failures);
         Ok(sent.checksum_failures)
     }

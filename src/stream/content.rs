@@ -1,4 +1,25 @@
 //! A file's bytes, in frames.
+//!
+//! Most go by way of the outbox: read into memory of this process, verified, digested, checked once
+//! more, and then sent. What the client gets are the bytes that were looked at.
+//!
+//! Relation files may go the direct way, from page cache to socket without a copy, where nobody wants them
+//! looked at. There the kernel keeps references to pages of the cache until the client has received them,
+//! seconds or hours after `sendfile` returned: the client gets what the pages have *then*. For relation files
+//! that is no worse than a read that comes late:
+//!
+//! - Their file is never used for something else. A dropped or rewritten relation's file is unlinked, and a
+//!   truncated one's pages leave the cache; references keep what was in them.
+//! - A block that is changed during the backup is in WAL as a whole, since a backup forces full page writes:
+//!   replay replaces it, torn or not. Changes without WAL (hint bits, the free space map) may be lost or half
+//!   there in any case, as after a crash; where pages have checksums, those of hint bits are in WAL too.
+//! - Forks of unlogged relations are not in a backup but for the init fork, which is written once.
+//! - What must not be newer than the backup's end is the client's to see to: it reads each transfer to its end
+//!   before STOP_BACKUP (docs/protocol.md).
+//!
+//! None of this holds for WAL: a segment's file gets the name of another and is overwritten as soon as nobody
+//! needs it, and no replay puts that right. Nor for files that are rewritten in place (pg_xact and other
+//! SLRUs, replication origins). All of these take the outbox.
 
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
@@ -64,6 +85,8 @@ pub struct Content<'a> {
     pub offset: u64,
     /// How many bytes to send, all within fstat's size.
     pub length: u64,
+    /// Whether it is a relation file: no other may go the direct way.
+    pub is_relation: bool,
     /// Whether and how to verify pages.
     pub pages: Option<PageCheck>,
     /// The digest to make.
@@ -128,7 +151,8 @@ impl Sender {
         let mut digest = Digest::new(content.digest);
         let mut reader =
             Reader { content, cache: &mut self.cache, verify: content.pages, at_end: false, failures: 0 };
-        let direct = outbox.has_socket()
+        let direct = content.is_relation
+            && outbox.has_socket()
             && content.pages.is_none()
             && content.digest.is_empty()
             && content.length >= DIRECT_MINIMUM;
