@@ -158,6 +158,7 @@ mod tests {
                 offset: 0,
                 length: 4,
                 mtime: 0,
+                mode: 0o600,
                 digest: Vec::new(),
                 mismatches: Vec::new(),
             };

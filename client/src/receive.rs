@@ -45,6 +45,8 @@ pub struct Received {
     pub length: u64,
     /// Modification time in seconds since the Unix epoch.
     pub mtime: i64,
+    /// The file's mode.
+    pub mode: u32,
     /// The digest of the bytes that came.
     pub digest: Vec<u8>,
     /// Pages whose checksum does not fit, by their number in the file: to be asked for again.
@@ -92,6 +94,7 @@ struct Open {
     offset: u64,
     length: u64,
     mtime: i64,
+    mode: u32,
     received: u64,
     digest: Digest,
     pages: Option<Pages>,
@@ -185,6 +188,7 @@ impl<'a> Receiver<'a> {
             offset: begin.offset,
             length: begin.length,
             mtime: begin.mtime,
+            mode: begin.mode,
             received: 0,
             digest: Digest::new(self.checks.algorithm),
             pages,
@@ -257,8 +261,8 @@ impl<'a> Receiver<'a> {
         let file = self.position;
         self.position += 1;
         if !self.checks.by_server || digest == end.digest {
-            let Open { size, offset, length, mtime, .. } = open;
-            sink.end(file, Received { size, offset, length, mtime, digest, mismatches })
+            let Open { size, offset, length, mtime, mode, .. } = open;
+            sink.end(file, Received { size, offset, length, mtime, mode, digest, mismatches })
         } else {
             let path = &self.wanted[file].path;
             sink.damaged(

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pages::relation;
 use protocol::BackupPath;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::cleanup::make_directory;
@@ -31,7 +31,7 @@ pub struct Modes {
 /// Most directories that are kept open: a cluster may have thousands, a process not.
 const OPEN_DIRECTORIES: usize = 128;
 
-/// What the files of a backup are made with; any other mode takes a call more.
+/// What the files of a backup are made with; any other mode takes a call more, once a file is complete.
 const USUAL_MODE: u32 = 0o600;
 
 /// The target directory.
@@ -114,27 +114,32 @@ impl Target {
         Ok(file)
     }
 
-    /// Opens a file that the server listed to write all of it, with this mode. Never through a link.
-    pub fn create_listed(&self, path: &BackupPath, mode: u32) -> Result<File> {
+    /// Opens a file that the server listed to write all of it, with a mode that lets nobody else in. Never
+    /// through a link.
+    pub fn create_listed(&self, path: &BackupPath) -> Result<File> {
         let (directory, name) = relation::split(path.as_bytes());
         let failed = |error: Errno| Error::io("create file", &self.path(path), &error.into());
         let directory = self.directory(directory)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let usual = Mode::from_raw_mode(USUAL_MODE);
-        let (file, is_new) = match rustix::fs::openat(&directory, name, flags | OFlags::EXCL, usual) {
-            Ok(file) => (file, true),
+        match rustix::fs::openat(&directory, name, flags | OFlags::EXCL, usual) {
             // An earlier try left it, or the server has two names for one file here.
-            Err(Errno::EXIST) => {
-                (rustix::fs::openat(&directory, name, flags | OFlags::TRUNC, usual).map_err(failed)?, false)
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let file = File::from(file);
-        if !is_new || mode & 0o7777 != USUAL_MODE {
-            file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
-                .map_err(|error| Error::io("set permissions on file", &self.path(path), &error))?;
+            Err(Errno::EXIST) => rustix::fs::openat(&directory, name, flags | OFlags::TRUNC, usual),
+            result => result,
         }
-        Ok(file)
+        .map(File::from)
+        .map_err(failed)
+    }
+
+    /// Gives a listed file that is complete the mode that the server has it with.
+    pub fn set_mode(&self, path: &BackupPath, mode: u32) -> Result<()> {
+        let mode = mode & 0o7777;
+        if mode == USUAL_MODE {
+            return Ok(());
+        }
+        let (directory, name) = relation::split(path.as_bytes());
+        rustix::fs::chmodat(self.directory(directory)?, name, Mode::from_raw_mode(mode), AtFlags::empty())
+            .map_err(|error| Error::io("set permissions on file", &self.path(path), &error.into()))
     }
 
     /// Opens a file that was made before, to change parts of it.
@@ -232,7 +237,8 @@ mod tests {
 
         let file = BackupPath::from_bytes("pg_tblspc/16384/a").unwrap();
         for mode in [0o600, 0o640] {
-            drop(target.create_listed(&file, mode).unwrap());
+            drop(target.create_listed(&file).unwrap());
+            target.set_mode(&file, mode).unwrap();
             let found = fs::metadata(elsewhere.path().join("a")).unwrap();
             assert_eq!(found.permissions().mode() & 0o7777, mode);
         }
@@ -254,7 +260,7 @@ mod tests {
         symlink(elsewhere.path().join("f"), place.path().join("f")).unwrap();
         assert!(target.make_listed(&BackupPath::from_bytes("base").unwrap(), 0o700).is_err());
         assert!(target.create(&place.path().join("f"), 0o600).is_err());
-        assert!(target.create_listed(&BackupPath::from_bytes("f").unwrap(), 0o600).is_err());
+        assert!(target.create_listed(&BackupPath::from_bytes("f").unwrap()).is_err());
         assert!(!elsewhere.path().join("f").exists());
     }
 }

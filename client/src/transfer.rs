@@ -237,15 +237,19 @@ impl Work<'_> {
     /// A file, or a part of one, is there and right.
     pub fn complete(&self, item: Item, received: &Received) -> Result<()> {
         let Some(part) = item.part else {
-            return self.file_complete(item, received.size, received.mtime, &received.digest);
+            return self.file_complete(item, received.size, received.mtime, received.mode, &received.digest);
         };
         // Only these digests are made of files in parts.
         let crc = to_crc(&received.digest);
-        self.part_done(item, &part, self.splits.complete(item.file, &part, crc))
+        self.part_done(item, &part, self.splits.complete(item.file, &part, crc), received.mode)
     }
 
-    fn file_complete(&self, item: Item, size: u64, mtime: i64, digest: &[u8]) -> Result<()> {
+    fn file_complete(&self, item: Item, size: u64, mtime: i64, mode: u32, digest: &[u8]) -> Result<()> {
         let path = self.queue.path(item.file);
+        // Not before: with some modes it could not be opened again, for another try.
+        if !self.discard {
+            self.target.set_mode(&path, mode)?;
+        }
         // As in BASE_BACKUP, WAL segments are not in the manifest, all else is.
         if let Some(manifest) = self.manifest
             && !wal_file_name(&path).is_some_and(wal::is_segment)
@@ -268,7 +272,7 @@ impl Work<'_> {
             )));
         }
         if let Some(part) = item.part {
-            return self.part_done(item, &part, self.splits.vanished(item.file, &part));
+            return self.part_done(item, &part, self.splits.vanished(item.file, &part), 0);
         }
         // An earlier try may have written some of it.
         self.file_vanished(&path)
@@ -283,13 +287,16 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn part_done(&self, item: Item, part: &Part, outcome: Outcome) -> Result<()> {
+    /// `mode` is that of a file which is complete now.
+    fn part_done(&self, item: Item, part: &Part, outcome: Outcome, mode: u32) -> Result<()> {
         match outcome {
             Outcome::Unfinished => {
                 self.queue.finish(false);
                 Ok(())
             }
-            Outcome::Complete { crc, mtime } => self.file_complete(item, part.size, mtime, &from_crc(crc)),
+            Outcome::Complete { crc, mtime } => {
+                self.file_complete(item, part.size, mtime, mode, &from_crc(crc))
+            }
             Outcome::Vanished => self.file_vanished(&self.queue.path(item.file)),
         }
     }

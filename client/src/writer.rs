@@ -85,9 +85,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn create(&self, file: usize, size: u64, mode: u32) -> Result<File> {
+    fn create(&self, file: usize, size: u64) -> Result<File> {
         let path = &self.wanted[file].path;
-        let created = self.work.target.create_listed(path, mode)?;
+        let created = self.work.target.create_listed(path)?;
         if size >= PREALLOCATED && self.work.sync {
             // A full disk is better heard of now than after the file was sent; and not every file
             // system can do it.
@@ -177,13 +177,13 @@ impl Sink for Writer<'_> {
         let wal = self.check_of_wal(path, begin.size)?;
         let output = match self.items[file].part {
             _ if self.work.discard && self.items[file].part.is_none() => Output::Nowhere,
-            None => Output::Whole(self.create(file, begin.size, begin.mode)?),
+            None => Output::Whole(self.create(file, begin.size)?),
             Some(part) => {
                 let create = || {
                     if self.work.discard {
                         return Ok(None);
                     }
-                    let created = self.create(file, part.size, begin.mode)?;
+                    let created = self.create(file, part.size)?;
                     created.set_len(part.size).map_err(|error| self.io("truncate file", file, &error))?;
                     Ok(Some(created))
                 };
