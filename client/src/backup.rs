@@ -1,5 +1,7 @@
 //! A backup from beginning to end: the order of things, and what happens when one fails.
 
+mod wal_files;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -29,8 +31,7 @@ use crate::split::Splits;
 use crate::sync;
 use crate::target::{Modes, Target};
 use crate::transfer::{BEHIND, SharedManifest, Work, manifest_error, may_split};
-use crate::wal::{self, SegmentSize};
-use crate::wal_check::{Cluster, Needed};
+use crate::wal::SegmentSize;
 use crate::walstream::{self, End, Plan, quoted_identifier};
 use pages::digest::Digest;
 
@@ -234,6 +235,7 @@ impl Backup<'_> {
         };
         let end = End::new().map_err(|error| no_pipe(&error))?;
         let counters = Counters::default();
+        let (queue, splits) = (Queue::new(options.jobs, may_split(algorithm)), Splits::default());
         let shown = progress::Stop::default();
         let received = std::thread::scope(|scope| {
             // Or a panic here would wait for the others for ever.
@@ -252,28 +254,24 @@ impl Backup<'_> {
             if options.progress {
                 scope.spawn(|| progress::show(&counters, &shown));
             }
-            let received = self.receive(
-                &mut coordinator,
-                &mut workers,
-                &start,
-                Work {
-                    queue: &Queue::new(options.jobs, may_split(algorithm)),
-                    splits: &Splits::default(),
-                    target: &target,
-                    discard: options.discard,
-                    pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
-                    names: Names::of_server(u32::try_from(server_version).unwrap_or_default()),
-                    verify: options.verify,
-                    behind: (!options.discard && has_cores_to_spare(options.jobs)).then_some(BEHIND),
-                    past_libpq: options.past_libpq,
-                    sync: options.sync != Sync::None,
-                    backup: start.id,
-                    algorithm,
-                    manifest: manifest.as_ref(),
-                    wal: None,
-                    counters: &counters,
-                },
-            );
+            let work = Work {
+                queue: &queue,
+                splits: &splits,
+                target: &target,
+                discard: options.discard,
+                pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
+                names: Names::of_server(u32::try_from(server_version).unwrap_or_default()),
+                verify: options.verify,
+                behind: (!options.discard && has_cores_to_spare(options.jobs)).then_some(BEHIND),
+                past_libpq: options.past_libpq,
+                sync: options.sync != Sync::None,
+                backup: start.id,
+                algorithm,
+                manifest: manifest.as_ref(),
+                wal: None,
+                counters: &counters,
+            };
+            let received = self.receive(&mut coordinator, &mut workers, &start, &work);
             let received = received.and_then(|stop| {
                 if let Some(streamer) = streamer {
                     self.say("waiting for background process to finish streaming ...");
@@ -281,6 +279,7 @@ impl Backup<'_> {
                     // Why it ended, if not well, is known to `abort`.
                     let _ = streamer.join();
                     self.abort.check()?;
+                    self.fetch_history(&work, &mut coordinator, &mut workers, &stop)?;
                 }
                 Ok(stop)
             });
@@ -462,10 +461,10 @@ impl Backup<'_> {
         coordinator: &mut Session,
         workers: &mut Vec<Session>,
         start: &Start,
-        work: Work<'_>,
+        work: &Work<'_>,
     ) -> Result<Stop> {
         let jobs = workers.len();
-        self.fetch(&work, coordinator, workers, |coordinator| self.list(coordinator, &work))?;
+        self.fetch(work, coordinator, workers, |coordinator| self.list(coordinator, work))?;
         let lost_workers = workers.len() < jobs;
 
         let stop = self.stop(coordinator, start.id, lost_workers)?;
@@ -480,7 +479,7 @@ impl Backup<'_> {
             stop.totals.0
         ));
         if self.options.wal == Wal::Fetch {
-            self.fetch_wal(&work, coordinator, workers, start, &stop)?;
+            self.fetch_wal(work, coordinator, workers, start, &stop)?;
         }
         Ok(stop)
     }
@@ -630,44 +629,6 @@ impl Backup<'_> {
             result => result.map_err(|error| error.context("final receive failed"))?,
         }
         Ok(stop)
-    }
-
-    /// -X fetch: the WAL that the backup needs, as files.
-    fn fetch_wal(
-        &self,
-        work: &Work<'_>,
-        coordinator: &mut Session,
-        workers: &mut Vec<Session>,
-        start: &Start,
-        stop: &Stop,
-    ) -> Result<()> {
-        start.segment_size.check_coverage(
-            &stop.wal_files,
-            (start.timeline, start.position),
-            (stop.timeline, stop.position),
-        )?;
-        let queue = Queue::new(self.options.jobs, false);
-        for name in &stop.wal_files {
-            let size = match name.as_bytes() {
-                segment if wal::is_segment(segment) => start.segment_size.bytes(),
-                history if wal::is_history(history) => 0,
-                _ => return Err(Error::local(format!("unexpected WAL file name \"{name}\""))),
-            };
-            let path = BackupPath::from_bytes(format!("pg_wal/{name}"))
-                .map_err(|error| Error::local(format!("unexpected WAL file name \"{name}\": {error}")))?;
-            queue.push(&path, size)?;
-        }
-        let cluster = Cluster { system: start.system, segment_size: start.segment_size };
-        let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
-        let work = Work { queue: &queue, wal: Some(&needed), ..*work };
-        self.fetch(&work, coordinator, workers, |_| Ok(()))?;
-        // Marked as archived, or a copy that is promoted would archive them once more.
-        for name in &stop.wal_files {
-            let done = format!("pg_wal/archive_status/{name}.done");
-            work.target.write(&done, b"")?;
-            add_own_file(work.manifest, work.algorithm, &done, b"")?;
-        }
-        Ok(())
     }
 
     /// backup_label is written; the control file is the last thing that makes this a cluster.

@@ -224,6 +224,19 @@ for my $checksums (1, 0)
 		$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'CALL chatter()'));
 		$writer->finish;
 	}
+	# A timeline's history comes in the stream's connection, without a checksum.
+	if ($checksums)
+	{
+		$node->stop;
+		append_to_file("$pgdata/standby.signal", '');
+		$node->start;
+		$node->promote;
+		$node->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()') or die 'no promotion';
+		my $copy = "$tempdir/" . ++$backups;
+		my ($good, $stderr) = backup_through($node, $copy, $plain, { find => 'no recovery target specified', at => 4, xor => 1 }, '--wal-method=stream');
+		ok($good && -e "$copy.changed", 'timeline history: a byte was changed') or diag($stderr);
+		is(slurp_file("$copy/pg_wal/00000002.history"), slurp_file("$pgdata/pg_wal/00000002.history"), 'timeline history: mended');
+	}
 	$node->stop;
 }
 

@@ -1,0 +1,78 @@
+//! WAL files that come as files: all of them with -X fetch, the timelines' history with -X stream.
+
+use protocol::BackupPath;
+
+use super::{Backup, Start, Stop, add_own_file};
+use crate::connection::Session;
+use crate::error::{Error, Result};
+use crate::queue::Queue;
+use crate::transfer::Work;
+use crate::wal;
+use crate::wal_check::{Cluster, Needed};
+
+impl Backup<'_> {
+    /// -X fetch: the WAL that the backup needs, as files.
+    pub(super) fn fetch_wal(
+        &self,
+        work: &Work<'_>,
+        coordinator: &mut Session,
+        workers: &mut Vec<Session>,
+        start: &Start,
+        stop: &Stop,
+    ) -> Result<()> {
+        start.segment_size.check_coverage(
+            &stop.wal_files,
+            (start.timeline, start.position),
+            (stop.timeline, stop.position),
+        )?;
+        let queue = self.queue_of(&stop.wal_files, start.segment_size.bytes())?;
+        let cluster = Cluster { system: start.system, segment_size: start.segment_size };
+        let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
+        let work = Work { queue: &queue, wal: Some(&needed), ..*work };
+        self.fetch(&work, coordinator, workers, |_| Ok(()))?;
+        // Marked as archived, or a copy that is promoted would archive them once more.
+        for name in &stop.wal_files {
+            let done = format!("pg_wal/archive_status/{name}.done");
+            work.target.write(&done, b"")?;
+            add_own_file(work.manifest, work.algorithm, &done, b"")?;
+        }
+        Ok(())
+    }
+
+    /// -X stream: once more the timeline history files that came by TIMELINE_HISTORY. No checksum covers
+    /// them there; as files they have one, as all files have.
+    pub(super) fn fetch_history(
+        &self,
+        work: &Work<'_>,
+        coordinator: &mut Session,
+        workers: &mut Vec<Session>,
+        stop: &Stop,
+    ) -> Result<()> {
+        let streamed = |name: &&String| {
+            wal::is_history(name.as_bytes()) && work.target.root().join("pg_wal").join(name).exists()
+        };
+        let names: Vec<String> = stop.wal_files.iter().filter(streamed).cloned().collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        // As with pg_basebackup, they are not in the manifest.
+        let work = Work { queue: &self.queue_of(&names, 0)?, manifest: None, ..*work };
+        self.fetch(&work, coordinator, workers, |_| Ok(()))
+    }
+
+    /// Files of pg_wal that are to be fetched, segments and timeline history files.
+    fn queue_of(&self, names: &[String], segment_size: u64) -> Result<Queue> {
+        let queue = Queue::new(self.options.jobs, false);
+        for name in names {
+            let size = match name.as_bytes() {
+                segment if wal::is_segment(segment) => segment_size,
+                history if wal::is_history(history) => 0,
+                _ => return Err(Error::local(format!("unexpected WAL file name \"{name}\""))),
+            };
+            let path = BackupPath::from_bytes(format!("pg_wal/{name}"))
+                .map_err(|error| Error::local(format!("unexpected WAL file name \"{name}\": {error}")))?;
+            queue.push(&path, size)?;
+        }
+        Ok(queue)
+    }
+}
