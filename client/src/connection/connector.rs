@@ -1,0 +1,294 @@
+//! How connections are made: all alike, and to the same server.
+
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::{Route, Session};
+use crate::abort::Abort;
+use crate::error::{Error, Result};
+use crate::options::{ConnectionOptions, PasswordPrompt};
+use crate::pq::{self, Keyword, Pg};
+use crate::report::PROGRAM;
+
+/// Oldest server: its BASE_BACKUP has the option syntax and the rules that the protocol builds on.
+const OLDEST_SERVER: i32 = 150_000;
+
+/// Server settings of our own connections: a spread checkpoint, or a turn of work that others do,
+/// may last longer than an administrator's limits on idle sessions and statements.
+const SERVER_SETTINGS: &str = "-c idle_session_timeout=0 -c statement_timeout=0";
+
+/// What CALLs are written for.
+const CALL_SETTINGS: &str = " -c standard_conforming_strings=on";
+
+/// A connection whose other side went away without a word is noticed after two minutes, not after
+/// the two hours that operating systems take. What the user sets counts more.
+const KEEPALIVES: [(&str, &str); 3] =
+    [("keepalives_idle", "60"), ("keepalives_interval", "10"), ("keepalives_count", "6")];
+
+/// What every connection of a backup is made from.
+#[derive(Debug)]
+pub struct Connector {
+    options: ConnectionOptions,
+    /// What the connection string says.
+    given: Vec<Keyword>,
+    /// The `options` keyword as the user has it, from wherever.
+    server_options: Option<CString>,
+    /// The `dbname` keyword, likewise.
+    database: Option<CString>,
+    /// Set once the first connection is made.
+    pinned: Option<Vec<Keyword>>,
+    password: Option<CString>,
+    abort: Arc<Abort>,
+}
+
+impl Connector {
+    /// Reads the connection string.
+    pub fn new(options: ConnectionOptions, abort: Arc<Abort>) -> Result<Self> {
+        let given = match &options.conninfo {
+            Some(conninfo) => pq::parse_conninfo(&c_string(conninfo)?).map_err(Error::local)?,
+            None => Vec::new(),
+        };
+        // A service that the connection string names is read only when a connection is begun.
+        let known = if lookup(&given, "service").is_some() {
+            Pg::start(&given).map(|pg| pg.options()).unwrap_or_default()
+        } else {
+            pq::default_options()
+        };
+        let server_options = lookup(&given, "options").or_else(|| lookup(&known, "options"));
+        let database = lookup(&given, "dbname").or_else(|| lookup(&known, "dbname"));
+        Ok(Self { options, given, server_options, database, pinned: None, password: None, abort })
+    }
+
+    /// Makes a connection, and asks for a password once if it takes one.
+    pub fn connect(&mut self, route: Route) -> Result<Session> {
+        if self.options.password == PasswordPrompt::Always && self.password.is_none() {
+            self.prompt()?;
+        }
+        let pg = loop {
+            let pg = Pg::connect(&self.keywords(route)?)
+                .ok_or_else(|| Error::local("could not connect to server"))?;
+            if pg.is_ok() {
+                break pg;
+            }
+            // A signal has priority over what it made of the connection attempt.
+            self.abort.check()?;
+            if !pg.needs_password() || self.options.password == PasswordPrompt::Never {
+                return Err(Error::connection(pg.error_message()));
+            }
+            drop(pg);
+            self.prompt()?;
+        };
+        if pg.server_version() < OLDEST_SERVER {
+            let version = pg.parameter_status(c"server_version").unwrap_or_else(|| "'unknown'".to_owned());
+            return Err(Error::local(format!("incompatible server version {version}"))
+                .with_detail("Parallel backups need PostgreSQL 15 or later."));
+        }
+        match pg.parameter_status(c"integer_datetimes").as_deref() {
+            Some("on") => {}
+            Some(_) => {
+                return Err(Error::local("\"integer_datetimes\" compile flag does not match server"));
+            }
+            None => {
+                return Err(Error::local("could not determine server setting for \"integer_datetimes\""));
+            }
+        }
+        Ok(Session { pg, route, abort: Arc::clone(&self.abort), running: false, wire: None })
+    }
+
+    /// From now on connections go to the very host, address and port that this one reached: with
+    /// several hosts, or a name that has several addresses, the next would be anyone's guess.
+    pub fn pin(&mut self, session: &Session) {
+        let reached = [
+            (c"host", session.pg.host()),
+            (c"hostaddr", session.pg.host_address()),
+            (c"port", session.pg.port()),
+        ];
+        self.pinned = Some(
+            reached
+                .into_iter()
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+        );
+    }
+
+    /// The options of a connection as the user wants them for other purposes: without those that
+    /// only this program sets.
+    pub fn user_options(&self, session: &Session) -> Vec<Keyword> {
+        session
+            .pg
+            .options()
+            .into_iter()
+            .filter_map(|(name, value)| match name.to_str() {
+                Ok("options") => self.server_options.clone().map(|value| (name, value)),
+                Ok(keepalive) if KEEPALIVES.iter().any(|(ours, _)| *ours == keepalive) => {
+                    lookup(&self.given, keepalive).map(|value| (name, value))
+                }
+                _ => Some((name, value)),
+            })
+            .collect()
+    }
+
+    /// The database that the user named: in the connection string, else in the environment.
+    pub fn user_database(&self) -> Option<CString> {
+        lookup(&self.given, "dbname").or_else(|| lookup(&pq::default_options(), "dbname"))
+    }
+
+    fn keywords(&self, route: Route) -> Result<Vec<Keyword>> {
+        let mut keywords = Keywords(Vec::new());
+        // What the connection string has overrides these.
+        match (route, &self.database) {
+            (Route::Replication, _) => keywords.add("dbname", "replication")?,
+            (Route::Procedures, Some(database)) => keywords.0.push((c"dbname".to_owned(), database.clone())),
+            // As other programs that are not about one database: it is nearly always there.
+            (Route::Procedures, None) => keywords.add("dbname", "postgres")?,
+        }
+        for (name, value) in KEEPALIVES {
+            keywords.add(name, value)?;
+        }
+        // What stands in the way of the pinned place is left out: an empty value would not do.
+        let placed = |name: &CString| {
+            self.pinned.is_some() && matches!(name.to_bytes(), b"host" | b"hostaddr" | b"port")
+        };
+        keywords.0.extend(self.given.iter().filter(|(name, _)| !placed(name)).cloned());
+        keywords.add("replication", if route == Route::Replication { "true" } else { "false" })?;
+        keywords.add("fallback_application_name", PROGRAM)?;
+        if let Some(pinned) = &self.pinned {
+            keywords.0.extend_from_slice(pinned);
+        } else {
+            keywords.add_given("host", self.options.host.as_deref())?;
+            keywords.add_given("port", self.options.port.as_deref())?;
+        }
+        keywords.add_given("user", self.options.user.as_deref())?;
+        if let Some(password) = &self.password {
+            keywords.0.push((c"password".to_owned(), password.clone()));
+        }
+        // Later settings win on the server, so ours come after the user's.
+        let mut options = self.server_options.as_ref().map_or_else(Vec::new, |o| o.as_bytes().to_vec());
+        if !options.is_empty() {
+            options.push(b' ');
+        }
+        options.extend_from_slice(SERVER_SETTINGS.as_bytes());
+        if route == Route::Procedures {
+            options.extend_from_slice(CALL_SETTINGS.as_bytes());
+        }
+        keywords.add_given("options", Some(OsStr::from_bytes(&options)))?;
+        Ok(keywords.0)
+    }
+
+    fn prompt(&mut self) -> Result<()> {
+        let password = rpassword::prompt_password("Password: ").map_err(|error| {
+            Error::local(format!("could not read password: {}", crate::error::os_message(&error)))
+        })?;
+        self.password = Some(CString::new(password).map_err(|_| Error::local("password contains a NUL"))?);
+        Ok(())
+    }
+}
+
+/// Keywords under construction.
+struct Keywords(Vec<Keyword>);
+
+impl Keywords {
+    fn add(&mut self, name: &str, value: &str) -> Result<()> {
+        self.add_given(name, Some(OsStr::new(value)))
+    }
+
+    fn add_given(&mut self, name: &str, value: Option<&OsStr>) -> Result<()> {
+        if let Some(value) = value {
+            self.0.push((c_string(OsStr::new(name))?, c_string(value)?));
+        }
+        Ok(())
+    }
+}
+
+fn lookup(options: &[Keyword], name: &str) -> Option<CString> {
+    options.iter().find(|(key, _)| key.to_bytes() == name.as_bytes()).map(|(_, value)| value.clone())
+}
+
+fn c_string(value: &OsStr) -> Result<CString> {
+    CString::new(value.as_bytes()).map_err(|_| Error::local("connection option contains a NUL byte"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+
+    fn connector(conninfo: &str, host: Option<&str>) -> Connector {
+        let options = ConnectionOptions {
+            conninfo: Some(OsString::from(conninfo)),
+            host: host.map(OsString::from),
+            ..ConnectionOptions::default()
+        };
+        Connector::new(options, Arc::new(Abort::new().unwrap())).unwrap()
+    }
+
+    /// The value that libpq would take: the last.
+    fn effective(connector: &Connector, name: &str) -> Option<String> {
+        effective_by(connector, Route::Replication, name)
+    }
+
+    fn effective_by(connector: &Connector, route: Route, name: &str) -> Option<String> {
+        let keywords = connector.keywords(route).unwrap();
+        keywords
+            .iter()
+            .rev()
+            .find(|(key, _)| key.to_bytes() == name.as_bytes())
+            .map(|(_, value)| value.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn the_users_word_counts_more_where_it_may() {
+        let connector = connector(
+            "host=a,b port=1,2 dbname=d keepalives_idle=5 options='-c work_mem=1MB' replication=false",
+            Some("c"),
+        );
+        assert_eq!(effective(&connector, "host").unwrap(), "c");
+        assert_eq!(effective(&connector, "dbname").unwrap(), "d");
+        assert_eq!(effective(&connector, "keepalives_idle").unwrap(), "5");
+        assert_eq!(effective(&connector, "keepalives_count").unwrap(), "6");
+        assert_eq!(effective(&connector, "replication").unwrap(), "true");
+        assert_eq!(
+            effective(&connector, "options").unwrap(),
+            "-c work_mem=1MB -c idle_session_timeout=0 -c statement_timeout=0"
+        );
+        assert_eq!(effective(&connector, "fallback_application_name").unwrap(), PROGRAM);
+    }
+
+    #[test]
+    fn ordinary_connections_go_to_a_database() {
+        let named = connector("dbname=d replication=true options='-c work_mem=1MB'", None);
+        let by = |name| effective_by(&named, Route::Procedures, name).unwrap();
+        assert_eq!(by("dbname"), "d");
+        assert_eq!(by("replication"), "false");
+        assert_eq!(
+            by("options"),
+            "-c work_mem=1MB -c idle_session_timeout=0 -c statement_timeout=0 -c standard_conforming_strings=on"
+        );
+        let mut unnamed = connector("host=a", None);
+        unnamed.database = None;
+        assert_eq!(effective_by(&unnamed, Route::Procedures, "dbname").unwrap(), "postgres");
+        unnamed.database = Some(c"from the environment".to_owned());
+        assert_eq!(effective_by(&unnamed, Route::Procedures, "dbname").unwrap(), "from the environment");
+        assert_eq!(effective(&unnamed, "dbname").unwrap(), "replication");
+    }
+
+    #[test]
+    fn a_pinned_place_replaces_lists_of_hosts() {
+        let mut connector = connector("host=a,b hostaddr=10.0.0.1,10.0.0.2 port=1,2", None);
+        connector.pinned =
+            Some(vec![(c"host".to_owned(), c"b".to_owned()), (c"port".to_owned(), c"2".to_owned())]);
+        assert_eq!(effective(&connector, "host").unwrap(), "b");
+        assert_eq!(effective(&connector, "port").unwrap(), "2");
+        assert_eq!(effective(&connector, "hostaddr"), None);
+    }
+
+    #[test]
+    fn a_bad_connection_string_is_libpqs_error() {
+        let options = ConnectionOptions { conninfo: Some("postgres".into()), ..ConnectionOptions::default() };
+        let error = Connector::new(options, Arc::new(Abort::new().unwrap())).unwrap_err();
+        assert!(error.message().contains("missing \"=\" after \"postgres\""), "{error}");
+    }
+}
