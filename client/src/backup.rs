@@ -18,6 +18,7 @@ use crate::claim::{self, check_free};
 use crate::cleanup::{Cleanup, Purpose};
 use crate::connection::{Connector, Route, Session, System, bytes, check_columns, number, text};
 use crate::error::{Error, Kind, Result};
+use crate::limits;
 use crate::manifest::{Manifest, WalRange};
 use crate::options::{Options, Slot, Sync, Wal};
 use crate::pq::{Answer, Status};
@@ -59,6 +60,7 @@ pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<(
     for directory in (!options.discard).then_some(&options.target).into_iter().chain(&options.waldir) {
         check_free(directory, std::iter::empty())?;
     }
+    limits::allow_files(options.jobs + usize::from(matches!(options.wal, Wal::Stream { .. })))?;
     let connections = Connections::open(options, abort)?;
     abort.heed();
     abort.check()?;
@@ -425,6 +427,10 @@ impl Backup<'_> {
             target.make("pg_wal/summaries")?;
         }
         target.make("pg_tblspc")?;
+        let locations = start.tablespaces.iter().map(|tablespace| &tablespace.location[..]);
+        for old in self.options.tablespaces.unmatched(locations) {
+            report::warning(format_args!("the server has no tablespace in directory \"{}\"", old.display()));
+        }
         for tablespace in &start.tablespaces {
             let name = format!("pg_tblspc/{}", tablespace.oid);
             if !tablespace.location.starts_with(b"/") {

@@ -3,12 +3,15 @@
 //!
 //! `backup` says in which order things happen, the modules below it how:
 //! - `options`, `tablespace`: the command line;
-//! - `pq` (libpq, unsafe code), `connection`: commands; `wire`: transfers read past libpq;
-//! - `queue`, `receive`, `transfer`, `reverify`, `split`, `writer`, `behind`: files and who fetches them;
-//! - `reply`: the results of commands, checked row by row;
-//! - `target`, `cleanup`, `sync`, `os` (unsafe code): the directory that is written;
+//! - `route`, `connection`, `pq` (libpq), `tls` (OpenSSL), `prompt`, `cancel`: the server, and commands;
+//! - `wire`, `receive`, `reply`, `chunk`: what comes, read past libpq where that can be;
+//! - `queue`, `split`, `transfer`, `reverify`, `behind`, `writer`: files and who fetches them;
+//! - `target`, `claim`, `cleanup`, `sync`: the directories that are written;
 //! - `wal`, `wal_check`, `walstream`, `manifest`, `recovery`: what makes it a backup;
-//! - `abort`, `error`, `report`, `progress`: what the user hears.
+//! - `abort`, `signals`, `error`, `report`, `progress`: how it ends, and what the user hears;
+//! - `os`, `limits`: the operating system.
+//!
+//! Unsafe code is in `pq`, `tls` and `os`.
 
 mod abort;
 #[cfg(test)]
@@ -23,11 +26,13 @@ mod connection;
 mod error;
 #[cfg(test)]
 mod fake_server;
+mod limits;
 mod manifest;
 mod options;
 mod os;
 mod pq;
 mod progress;
+mod prompt;
 mod queue;
 mod receive;
 mod recovery;
@@ -58,6 +63,7 @@ use error::{Error, Kind, Result};
 use options::Invocation;
 
 fn main() -> ExitCode {
+    os::use_language();
     signals::report_panics();
     let code = match std::panic::catch_unwind(run) {
         Ok(Ok(())) => ExitCode::SUCCESS,

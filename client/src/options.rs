@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::{ContextKind, ErrorKind};
@@ -12,7 +12,7 @@ use protocol::{Checkpoint, DigestAlgorithm};
 
 use crate::error::{Error, Result};
 use crate::report::PROGRAM;
-use crate::tablespace::TablespaceMap;
+use crate::tablespace::{TablespaceMap, canonical};
 
 /// What the user wants.
 #[derive(Debug, Clone)]
@@ -417,9 +417,17 @@ fn check(raw: Arguments) -> Result<Options> {
             return Err(incompatible("--create-slot", "--no-slot"));
         }
     }
-    let waldir = raw.waldir.map(|path| PathBuf::from(path).components().collect::<PathBuf>());
+    // Without "." alone: what ".." means here depends on links.
+    let target: PathBuf = PathBuf::from(target).components().collect();
+    let waldir = raw.waldir.map(|path| canonical(Path::new(&path)));
     if waldir.as_ref().is_some_and(|path| !path.is_absolute()) {
         return Err(Error::usage("WAL directory location must be an absolute path"));
+    }
+    // By the same name; another name for it is found out when the directories are claimed.
+    if let (Some(waldir), Ok(target)) = (&waldir, std::path::absolute(&target))
+        && *waldir == canonical(&target)
+    {
+        return Err(Error::usage("WAL directory and output directory must not be the same"));
     }
     if raw.progress && raw.no_estimate_size {
         return Err(incompatible("--progress", "--no-estimate-size"));
@@ -447,7 +455,7 @@ fn check(raw: Arguments) -> Result<Options> {
         None => Slot::Temporary,
     };
     Ok(Options {
-        target: PathBuf::from(target),
+        target,
         // Between 1 and MAX_JOBS.
         jobs: usize::try_from(jobs).unwrap_or(1),
         tablespaces,
@@ -681,6 +689,15 @@ mod tests {
     }
 
     #[test]
+    fn directories_by_their_shortest_names() {
+        for (argument, target) in [("new/.", "new"), ("./new/", "./new"), ("a/../b", "a/../b"), (".", ".")] {
+            assert_eq!(options(&["-D", argument]).unwrap().target.as_os_str(), target);
+        }
+        let options = options(&["-D", "x", "--waldir", "/a/../w/."]).unwrap();
+        assert_eq!(options.waldir.unwrap().as_os_str(), "/w");
+    }
+
+    #[test]
     fn discard_needs_no_place() {
         let options = options(&["--discard", "--verify", "client"]).unwrap();
         assert!(options.discard);
@@ -710,6 +727,10 @@ mod tests {
             (
                 &["-D", "x", "--verify=both"],
                 "invalid verify argument \"both\", must be \"client\" or \"server\"",
+            ),
+            (
+                &["-D", "/x/y", "--waldir", "/x/./z/../y/"],
+                "WAL directory and output directory must not be the same",
             ),
             (&["-D", "x", "--waldir", "w"], "WAL directory location must be an absolute path"),
             (

@@ -31,6 +31,17 @@ pub fn ignore(signal: c_int) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// Has libpq and the C library speak the user's language. Nothing here depends on what else a locale says,
+/// so that numbers stay as they are.
+pub fn use_language() {
+    // SAFETY: the strings are C strings; only one thread is there so early.
+    unsafe {
+        // The one says in which characters, the other in which language.
+        libc::setlocale(libc::LC_CTYPE, c"".as_ptr());
+        libc::setlocale(libc::LC_MESSAGES, c"".as_ptr());
+    }
+}
+
 /// A function of the libraries that the program was started with, libpq's own included.
 pub fn symbol(name: &CStr) -> Option<NonNull<c_void>> {
     // SAFETY: the name is a C string; nothing is called.

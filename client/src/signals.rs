@@ -49,7 +49,9 @@ fn interrupted() -> Error {
 /// Reports a panic as what it is, in whatever thread; the thread's owner ends the backup.
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let what = panic.payload_as_str().unwrap_or("unknown cause");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let what = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown");
         let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
         report::bug(&format!("{what}{place}"));
     }));

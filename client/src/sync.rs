@@ -1,12 +1,13 @@
 //! Getting the copy to disk before success is reported.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use walkdir::WalkDir;
 
 use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
@@ -138,28 +139,20 @@ fn sync_received(receiver: &Mutex<Receiver<PathBuf>>, failed: &AtomicBool, abort
     Ok(())
 }
 
+/// Everything in these directories, through the links that they are and no others.
 fn walk_all(roots: &[PathBuf], sender: &SyncSender<PathBuf>) -> Result<()> {
-    let mut seen = HashSet::new();
-    for root in roots {
-        if seen.insert(root) {
-            walk(root, sender)?;
+    for entry in roots.iter().flat_map(|root| WalkDir::new(root).contents_first(true)) {
+        let entry = entry.map_err(|error| {
+            let path = error.path().unwrap_or(Path::new("")).to_owned();
+            let cause = error.into_io_error().unwrap_or(ErrorKind::Other.into());
+            Error::io("read directory", &path, &cause)
+        })?;
+        // A root that is a link is said to be one.
+        if entry.depth() == 0 || entry.file_type().is_dir() || entry.file_type().is_file() {
+            send(sender, entry.into_path())?;
         }
     }
     Ok(())
-}
-
-fn walk(directory: &Path, sender: &SyncSender<PathBuf>) -> Result<()> {
-    let failed = |error: io::Error| Error::io("read directory", directory, &error);
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let kind = entry.file_type().map_err(failed)?;
-        if kind.is_dir() {
-            walk(&entry.path(), sender)?;
-        } else if kind.is_file() {
-            send(sender, entry.path())?;
-        }
-    }
-    send(sender, directory.to_owned())
 }
 
 fn send(sender: &SyncSender<PathBuf>, path: PathBuf) -> Result<()> {

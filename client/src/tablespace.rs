@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -61,20 +61,49 @@ impl TablespaceMap {
                 String::from_utf8_lossy(new)
             )));
         }
-        self.0.push((canonical(old), canonical(new)));
+        self.0.push((canonical_bytes(old), canonical_bytes(new)));
         Ok(())
+    }
+
+    /// The directories that are mapped and in which the server has no tablespace.
+    pub fn unmatched<'a>(&self, locations: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &Path> {
+        let known: Vec<PathBuf> = locations.map(canonical_bytes).collect();
+        self.0.iter().map(|(old, _)| old.as_path()).filter(move |old| !known.iter().any(|known| known == old))
     }
 
     /// Where a tablespace of the server goes: the first mapping of its directory, or the same place.
     pub fn locate(&self, directory: &[u8]) -> PathBuf {
-        let directory = canonical(directory);
+        let directory = canonical_bytes(directory);
         self.0.iter().find(|(old, _)| *old == directory).map_or(directory, |(_, new)| new.clone())
     }
 }
 
-/// Without doubled or trailing slashes and `.` components, so that spellings can be compared.
-fn canonical(path: &[u8]) -> PathBuf {
-    Path::new(OsStr::from_bytes(path)).components().collect()
+/// As PostgreSQL's `canonicalize_path`: without doubled or trailing slashes, `.` and what `..` takes back,
+/// so that spellings can be compared. Links are not looked at.
+pub fn canonical(path: &Path) -> PathBuf {
+    let mut canonical = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => match canonical.components().next_back() {
+                Some(Component::Normal(_)) => {
+                    canonical.pop();
+                }
+                // Nothing is above the root.
+                Some(Component::RootDir) => {}
+                _ => canonical.push(component),
+            },
+            _ => canonical.push(component),
+        }
+    }
+    if canonical.as_os_str().is_empty() && !path.as_os_str().is_empty() {
+        canonical.push(Component::CurDir);
+    }
+    canonical
+}
+
+fn canonical_bytes(path: &[u8]) -> PathBuf {
+    canonical(Path::new(OsStr::from_bytes(path)))
 }
 
 #[cfg(test)]
@@ -98,6 +127,37 @@ mod tests {
         assert_eq!(map.locate(b"/x=y").as_os_str(), "/p=q");
         assert_eq!(map.locate(b"/slash/es").as_os_str(), "/t");
         assert_eq!(map.locate(b"/\xff").as_os_str(), OsStr::from_bytes(b"/\xff"));
+    }
+
+    #[test]
+    fn spellings() {
+        for (path, expected) in [
+            ("", ""),
+            ("/", "/"),
+            ("/..", "/"),
+            ("/a/./b//c/", "/a/b/c"),
+            ("/a/../../b", "/b"),
+            ("/a/b/../..", "/"),
+            ("new/.", "new"),
+            ("./new", "new"),
+            ("a/..", "."),
+            ("../a/..", ".."),
+            ("../../a/b/..", "../../a"),
+            (".", "."),
+        ] {
+            assert_eq!(canonical(Path::new(path)).as_os_str(), expected, "{path}");
+        }
+        let map = map(&["/x/../old/=/new/./a/.."]).unwrap();
+        assert_eq!(map.locate(b"/old").as_os_str(), "/new");
+    }
+
+    #[test]
+    fn mappings_without_a_tablespace() {
+        let map = map(&["/a=/b", "/c/=/d"]).unwrap();
+        let unmatched =
+            |known: &[&[u8]]| map.unmatched(known.iter().copied()).map(Path::to_owned).collect::<Vec<_>>();
+        assert_eq!(unmatched(&[b"/a", b"/c"]), [""; 0].map(PathBuf::from));
+        assert_eq!(unmatched(&[b"/b", b"/a/"]), ["/c"].map(PathBuf::from));
     }
 
     #[test]

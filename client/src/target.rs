@@ -29,7 +29,7 @@ pub struct Modes {
 }
 
 /// Most directories that are kept open: a cluster may have thousands, a process not.
-const OPEN_DIRECTORIES: usize = 128;
+pub const OPEN_DIRECTORIES: usize = 128;
 
 /// What the files of a backup are made with; any other mode takes a call more, once a file is complete.
 const USUAL_MODE: u32 = 0o600;

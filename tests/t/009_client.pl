@@ -148,6 +148,28 @@ is(PostgreSQL::Test::Utils::system_log(
 		. ($node->connstr('postgres') =~ s/'/'\\''/gr) . "'"), 0, 'a relative path');
 command_ok([ 'pg_verifybackup', "$tempdir/relative/dir" ], 'a relative path: pg_verifybackup');
 
+# Names of directories as pg_basebackup reads them.
+{
+	my $dir = "$tempdir/names";
+	$node->command_checks_all([ @client, '-D' => "$dir/.", '-T' => '/no/such/../tablespace=/elsewhere' ], 0, [qr/^$/],
+		[qr/^pg_parallel_basebackup: warning: the server has no tablespace in directory "\/no\/tablespace"$/m], 'a name that ends with "."');
+	command_ok([ 'pg_verifybackup', $dir ], 'a name that ends with ".": pg_verifybackup');
+	$node->command_fails_like([ @client, '-D' => "$tempdir/none", '--waldir' => "$tempdir/x/../none/" ],
+		qr/error: WAL directory and output directory must not be the same/, '--waldir and -D are one');
+	ok(!-e "$tempdir/none", '--waldir and -D are one: nothing is left');
+}
+
+# As many open files as it takes, or an error that says so before anything else happens.
+{
+	my $command = join ' ', map { "'$_'" } @client, '-D' => "$tempdir/few", '-j' => 8;
+	$node->command_checks_all([ 'sh', '-c', "ulimit -n 12; exec $command" ], 1, [qr/^$/],
+		[ qr/^pg_parallel_basebackup: error: cannot open enough files for 9 connections\n.*detail: This backup needs up to \d+ open files; the limit is 12\.\n.*hint: Raise the limit/ ],
+		'ulimit -n');
+	ok(!-e "$tempdir/few", 'ulimit -n: nothing is left');
+	$node->command_ok([ 'sh', '-c', "ulimit -S -n 12; exec $command" ], 'ulimit -S -n');
+	command_ok([ 'pg_verifybackup', "$tempdir/few" ], 'ulimit -S -n: pg_verifybackup');
+}
+
 # --waldir
 {
 	my $copy = PostgreSQL::Test::Cluster->new('waldir');

@@ -169,6 +169,20 @@ SKIP:
 	}
 }
 
+# --- without a terminal, from standard input
+for my $case ([ 'secret', 0 ], [ 'wrong', 1 ])
+{
+	my ($password, $status) = @$case;
+	my ($in, $out, $err) = ("$password\n", '', '');
+	my $handle = IPC::Run::start([ 'setsid', '--wait', @client, @here, '-U' => 'backup', '-W' ],
+		'<' => \$in, '>' => \$out, '2>' => \$err, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+	$handle->finish;
+	is($handle->full_result(0) >> 8, $status, "no terminal, $password: exit code") or diag($err);
+	like($err, $status ? qr/^Password: \n.*password authentication failed/ : qr/^Password: \n/, "no terminal, $password: asked");
+	is(-e $target ? 0 : 1, $status, "no terminal, $password: " . ($status ? 'nothing is left' : 'a backup'));
+	File::Path::remove_tree($target);
+}
+
 # --- several hosts
 {
 	my $standby = PostgreSQL::Test::Cluster->new('standby');

@@ -9,6 +9,7 @@ use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::options::{ConnectionOptions, PasswordPrompt};
 use crate::pq::{self, Keyword, Pg};
+use crate::prompt;
 use crate::report::PROGRAM;
 
 /// Oldest server: its BASE_BACKUP has the option syntax and the rules that the protocol builds on.
@@ -178,9 +179,7 @@ impl Connector {
     }
 
     fn prompt(&mut self) -> Result<()> {
-        let password = rpassword::prompt_password("Password: ").map_err(|error| {
-            Error::local(format!("could not read password: {}", crate::error::os_message(&error)))
-        })?;
+        let password = prompt::password()?;
         self.password = Some(CString::new(password).map_err(|_| Error::local("password contains a NUL"))?);
         Ok(())
     }
