@@ -126,7 +126,7 @@ impl Connections {
                 let error = if way == route { error } else { route::explain_refusal(error) };
                 if error.hint().is_some() { error } else { explain_limits(error, options.jobs, streaming) }
             };
-            let mut session = connector.connect(way).map_err(explain)?;
+            let mut session = route::connect(&mut connector, way).map_err(explain)?;
             let found = session.identify_system()?;
             if found.identifier != system.identifier {
                 return Err(Error::local("system identifier does not match between connections"));

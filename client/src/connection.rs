@@ -141,6 +141,15 @@ impl Session {
 
     /// Runs a command of the replication grammar, or a query, that has one row.
     pub fn query(&mut self, command: &str) -> Result<Answer> {
+        let rows = self.rows(command)?;
+        if rows.rows() == 1 {
+            return Ok(rows);
+        }
+        Err(unexpected("no row").context(format!("command \"{command}\"")))
+    }
+
+    /// The same with any number of rows.
+    pub fn rows(&mut self, command: &str) -> Result<Answer> {
         let kind = if self.route == Route::Replication { "replication command" } else { "query" };
         let doing = || format!("could not send {kind} \"{command}\"");
         self.send(command.as_bytes()).map_err(|error| error.context(doing()))?;
@@ -150,8 +159,7 @@ impl Session {
                 set.get_or_insert(answer);
             }
         }
-        set.filter(|set| set.rows() == 1)
-            .ok_or_else(|| unexpected("no row").context(format!("command \"{command}\"")))
+        set.ok_or_else(|| unexpected("no result set").context(format!("command \"{command}\"")))
     }
 
     /// Asks for rows one by one: the result of the command just sent is never held whole.

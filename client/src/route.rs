@@ -2,9 +2,11 @@
 //! procedures of any that has loaded the library. The choice is the program's, not the user's: the
 //! copy is the same.
 
+use std::collections::HashSet;
+
 use protocol::SqlState;
 
-use crate::connection::{Connector, Route, Session, text};
+use crate::connection::{Connector, Route, Session, number, text};
 use crate::error::{Error, Kind, Result};
 
 /// What every server that has loaded the library has; "on" where it has the grammar.
@@ -33,9 +35,7 @@ pub fn find(connector: &mut Connector, streaming: bool) -> Result<Session> {
                 return Ok(session);
             }
             drop(session);
-            let mut session = connector.connect(Route::Procedures)?;
-            check_procedures(&mut session)?;
-            return Ok(session);
+            return connect(connector, Route::Procedures);
         }
         Err(error) if error.kind() != Kind::Connection => return Err(error),
         Err(error) => error,
@@ -56,6 +56,15 @@ pub fn find(connector: &mut Connector, streaming: bool) -> Result<Session> {
             error.hint().unwrap_or_default()
         ))),
     }
+}
+
+/// One more connection. What an ordinary one has come to is looked at anew: databases can be renamed.
+pub fn connect(connector: &mut Connector, route: Route) -> Result<Session> {
+    let mut session = connector.connect(route)?;
+    if route == Route::Procedures {
+        check_procedures(&mut session)?;
+    }
+    Ok(session)
 }
 
 /// A replication connection was refused: names the way around it if that is what was missing. The
@@ -79,30 +88,61 @@ fn has_grammar(session: &mut Session) -> Result<bool> {
     }
 }
 
-/// Fails unless the library is loaded, the extension is in this database, and the role may use it.
+/// Fails unless the library is loaded, the extension is in this database, its procedures and nobody
+/// else's would be called, and the role may use them.
+///
+/// Until then the database is a stranger's: its owner may have made a schema, procedures, operators and
+/// types of any name, and whatever runs has the rights of the role that backs up. Nothing but pg_catalog is
+/// looked at, first by qualified names without an operator, then with nothing else in search_path.
 fn check_procedures(session: &mut Session) -> Result<()> {
     let answer = session.query(&format!(
-        "SELECT coalesce(pg_catalog.current_setting('{GRAMMAR_SETTING}', true), '') <> '', \
-         pg_catalog.count(*), pg_catalog.bool_and(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')), \
-         pg_catalog.current_database(), current_user \
-         FROM pg_catalog.pg_proc p WHERE p.prokind = 'p' AND p.pronamespace = \
-         (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'parallel_backup') AND p.proname IN \
-         ('start_backup', 'send_file_list', 'send_files_content', 'stop_backup')"
+        "SELECT pg_catalog.set_config('search_path', '', false), pg_catalog.pg_backend_pid(), \
+         pg_catalog.current_setting('{GRAMMAR_SETTING}', true), pg_catalog.current_database(), current_user"
     ))?;
-    let (database, role) = (text(&answer, 0, 3)?, text(&answer, 0, 4)?);
-    if text(&answer, 0, 0)? != "t" {
+    check_backend(session, number(&answer, 0, 1)?)?;
+    if answer.value(0, 2).is_none_or(<[u8]>::is_empty) {
         return Err(not_loaded());
     }
-    if text(&answer, 0, 1)? != "4" {
-        return Err(Error::local(format!(
-            "database \"{database}\" does not have the procedures of the extension pg_parallel_backup"
-        ))
-        .with_hint(
-            "Run CREATE EXTENSION pg_parallel_backup (or ALTER EXTENSION pg_parallel_backup UPDATE) there, or \
-             name with -d a database that has them.",
-        ));
+    let (database, role) = (text(&answer, 0, 3)?, text(&answer, 0, 4)?);
+    check_schema(session, database)?;
+    let rows = session.rows(
+        "SELECT p.proname, l.lanname, p.probin, EXISTS (SELECT FROM pg_catalog.pg_depend d \
+         JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid WHERE d.deptype = 'e' AND d.objid = p.oid \
+         AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass \
+         AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass \
+         AND e.extname = 'pg_parallel_backup'), pg_catalog.has_function_privilege(p.oid, 'EXECUTE') \
+         FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+         JOIN pg_catalog.pg_language l ON l.oid = p.prolang WHERE n.nspname = 'parallel_backup' \
+         AND p.proname IN ('start_backup', 'send_file_list', 'send_files_content', 'stop_backup')",
+    )?;
+    let mut names = HashSet::new();
+    let mut allowed = true;
+    for row in 0..rows.rows() {
+        let procedure = Procedure {
+            name: text(&rows, row, 0)?,
+            language: text(&rows, row, 1)?,
+            library: rows.value(row, 2).unwrap_or_default(),
+            is_member: text(&rows, row, 3)? == "t",
+        };
+        // Each of these names, and not only those that fit: a call would take the one that fits best.
+        if !procedure.is_ours() {
+            return Err(Error::local(format!(
+                "procedure parallel_backup.{} in database \"{database}\" does not belong to the extension \
+                 pg_parallel_backup",
+                procedure.name
+            ))
+            .with_hint(
+                "Nothing was called. As a superuser, find out who has made it, and drop it, or name with -d a \
+                 database that nobody else has made objects in.",
+            ));
+        }
+        names.insert(procedure.name);
+        allowed &= text(&rows, row, 4)? == "t";
     }
-    if text(&answer, 0, 2)? != "t" {
+    if names.len() < 4 {
+        return Err(no_procedures(database));
+    }
+    if !allowed {
         return Err(Error::local(format!(
             "role \"{role}\" may not execute the procedures of the extension pg_parallel_backup in database \
              \"{database}\""
@@ -114,6 +154,71 @@ fn check_procedures(session: &mut Session) -> Result<()> {
         session.query("SELECT pg_catalog.set_config('transaction_timeout', '0', false)")?;
     }
     Ok(())
+}
+
+/// Fails where something stands between this connection and the server that may hand each command to
+/// another server process. A pooler makes up the process id that it gives to its clients.
+fn check_backend(session: &Session, pid: i32) -> Result<()> {
+    if pid == session.backend_pid() {
+        return Ok(());
+    }
+    Err(Error::local(
+        "the connection goes to a connection pooler, which may give each command to another server process",
+    )
+    .with_hint("Connect to the server itself: a backup lives in the session that has started it."))
+}
+
+/// Fails where a role that is no superuser could put procedures into the schema, or another schema in
+/// its place, between this look and a call.
+fn check_schema(session: &mut Session, database: &str) -> Result<()> {
+    let answer = session.rows(
+        "SELECT o.rolsuper AND NOT EXISTS (SELECT FROM pg_catalog.aclexplode(n.nspacl) a \
+         LEFT JOIN pg_catalog.pg_roles g ON g.oid = a.grantee WHERE a.privilege_type = 'CREATE' \
+         AND g.rolsuper IS NOT TRUE) FROM pg_catalog.pg_namespace n \
+         JOIN pg_catalog.pg_roles o ON o.oid = n.nspowner WHERE n.nspname = 'parallel_backup'",
+    )?;
+    if answer.rows() == 0 {
+        return Err(no_procedures(database));
+    }
+    if text(&answer, 0, 0)? == "t" {
+        return Ok(());
+    }
+    Err(Error::local(format!(
+        "schema \"parallel_backup\" in database \"{database}\" can be changed by roles that are not superusers"
+    ))
+    .with_hint(
+        "Nothing of it was called. As a superuser, look for what does not belong to the extension \
+         pg_parallel_backup, run ALTER SCHEMA parallel_backup OWNER TO a superuser, and REVOKE CREATE ON \
+         SCHEMA parallel_backup from all others.",
+    ))
+}
+
+/// A procedure, as the catalogs have it.
+struct Procedure<'a> {
+    name: &'a str,
+    language: &'a str,
+    library: &'a [u8],
+    is_member: bool,
+}
+
+impl Procedure<'_> {
+    /// Whether it is the extension's, and still as the extension made it: a member can be replaced.
+    fn is_ours(&self) -> bool {
+        let file = self.library.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        self.is_member
+            && self.language == "c"
+            && file.strip_suffix(b".so").unwrap_or(file) == b"pg_parallel_backup"
+    }
+}
+
+fn no_procedures(database: &str) -> Error {
+    Error::local(format!(
+        "database \"{database}\" does not have the procedures of the extension pg_parallel_backup"
+    ))
+    .with_hint(
+        "Run CREATE EXTENSION pg_parallel_backup (or ALTER EXTENSION pg_parallel_backup UPDATE) there, or \
+         name with -d a database that has them.",
+    )
 }
 
 fn not_loaded() -> Error {
@@ -137,6 +242,21 @@ mod tests {
             );
         }
         assert!(explain_refusal(Error::connection("Connection refused")).hint().is_none());
+    }
+
+    #[test]
+    fn whose_procedure_it_is() {
+        let is_ours = |language, library: &str, is_member| {
+            Procedure { name: "start_backup", language, library: library.as_bytes(), is_member }.is_ours()
+        };
+        assert!(is_ours("c", "$libdir/pg_parallel_backup", true));
+        assert!(is_ours("c", "/usr/lib/pg_parallel_backup.so", true));
+        assert!(is_ours("c", "pg_parallel_backup", true));
+        assert!(!is_ours("c", "$libdir/pg_parallel_backup", false));
+        assert!(!is_ours("c", "$libdir/not_pg_parallel_backup", true));
+        assert!(!is_ours("c", "$libdir/pg_parallel_backup/other", true));
+        assert!(!is_ours("plpgsql", "", true));
+        assert!(!is_ours("sql", "$libdir/pg_parallel_backup", true));
     }
 
     #[test]

@@ -12,7 +12,7 @@ target, conninfo, jobs = (sys.argv[1:] + ["dbname=postgres", "4"][len(sys.argv) 
 at = lambda path: os.path.join(os.fsencode(target), path)
 
 def connect():  # The procedures refuse transaction blocks and the extended query protocol.
-    return psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.ClientCursor)
+    return psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.ClientCursor, options="-c search_path=")
 
 def call(connection, procedure):  # All result sets of a procedure.
     cursor = connection.execute(f"CALL parallel_backup.{procedure}")
@@ -22,7 +22,7 @@ def call(connection, procedure):  # All result sets of a procedure.
     return sets
 
 def fetch(connection, paths, backup_id):  # Frames: f begins a file, d is data, e ends it, v: it vanished.
-    files = "CALL parallel_backup.send_files_content(files => %s::text[], backup_id => %s)"
+    files = "CALL parallel_backup.send_files_content(files => %s::pg_catalog.text[], backup_id => %s)"
     with connection.cursor().copy(files, (paths, backup_id)) as frames:
         for frame in map(bytes, frames):
             if frame[:1] == b"f":
@@ -34,10 +34,11 @@ def fetch(connection, paths, backup_id):  # Frames: f begins a file, d is data, 
                 file.close()
 
 coordinator = connect()
+if not coordinator.execute(open(os.path.join(sys.path[0], "trusted.sql")).read()).fetchone()[0]:
+    sys.exit("backup.py: the procedures are not those of the extension pg_parallel_backup")
 start = call(coordinator, "start_backup(label => 'backup.py', checkpoint => 'fast')")
 backup_id = start[0][0][2]
-if len(start[1]) > 1:
-    sys.exit("backup.py: tablespaces are more than this example can do")
+if len(start[1]) > 1: sys.exit("backup.py: tablespaces are more than this example can do")
 os.makedirs(target, 0o700)
 files = []
 for path, kind, size, mtime, mode, *_ in call(coordinator, "send_file_list()")[0]:  # Later versions add columns.

@@ -9,6 +9,13 @@ export target=$1 jobs=${2:-4}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# A database's owner can make procedures, and operators, of any name.
+export PGOPTIONS="${PGOPTIONS:-} -c search_path="
+if [ "$(psql -XAtq -f "$(dirname "$0")/trusted.sql")" != t ]; then
+	echo 'backup.sh: the procedures are not those of the extension pg_parallel_backup' >&2
+	exit 1
+fi
+
 # One psql stays for as long as the backup runs. A command's results go into a file.
 coproc COORDINATOR { exec psql -XAtq -F $'\t' -v ON_ERROR_STOP=1; }
 call() {

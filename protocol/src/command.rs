@@ -687,7 +687,7 @@ impl ArgumentList {
     fn files(&mut self, files: &[FileRequest]) {
         let paths: Vec<_> = files.iter().map(|file| quote(file.path.encoded().as_bytes())).collect();
         // With its type even an empty array means what it should: that no file was asked for.
-        self.add("files", &[b"ARRAY[", &paths.join(&b", "[..])[..], b"]::text[]"].concat());
+        self.add("files", &[b"ARRAY[", &paths.join(&b", "[..])[..], b"]::pg_catalog.text[]"].concat());
         self.numbers("offsets", files, |range| Some(range.offset));
         self.numbers("lengths", files, |range| range.length);
     }
@@ -950,7 +950,7 @@ mod tests {
                     ..SendFilesContent::default()
                 }),
                 "CALL parallel_backup.send_files_content(files => ARRAY['base/5/it''s%20me', 'base/5/1', \
-                 'base/5/2']::text[], offsets => '{NULL,8192,0}', lengths => '{NULL,16384,NULL}')",
+                 'base/5/2']::pg_catalog.text[], offsets => '{NULL,8192,0}', lengths => '{NULL,16384,NULL}')",
             ),
             (
                 Command::SendFilesContent(SendFilesContent {
@@ -961,7 +961,7 @@ mod tests {
                     compression: Compression::Zstd,
                     compression_level: Some(-3),
                 }),
-                "CALL parallel_backup.send_files_content(files => ARRAY['a']::text[], \
+                "CALL parallel_backup.send_files_content(files => ARRAY['a']::pg_catalog.text[], \
                  backup_id => '00112233445566778899aabbccddeeff', verify_checksums => false, \
                  file_checksum => 'CRC32C', compression => 'zstd', compression_level => -3)",
             ),
