@@ -82,6 +82,8 @@ impl Tls {
         // SAFETY: the functions have no preconditions but those of `new`. The queue of errors is this
         // thread's, and what others have left in it would be taken for this call's.
         unsafe { (self.functions.clear_errors)() };
+        // The end of the socket leaves it as it is.
+        errno::set_errno(errno::Errno(0));
         let count = call();
         if let Ok(count @ 1..) = usize::try_from(count) {
             return Ok(Step::Done(count));
@@ -132,4 +134,44 @@ fn functions() -> Option<&'static Functions> {
             }
         })
         .as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" fn end_of_socket(_: *mut c_void, _: *mut c_void, _: c_int) -> c_int {
+        -1
+    }
+    unsafe extern "C" fn refuse(_: *mut c_void, _: *const c_void, _: c_int) -> c_int {
+        errno::set_errno(errno::Errno(libc::EPIPE));
+        -1
+    }
+    unsafe extern "C" fn syscall(_: *const c_void, _: c_int) -> c_int {
+        SSL_ERROR_SYSCALL
+    }
+    unsafe extern "C" fn clear() {}
+    unsafe extern "C" fn next() -> c_ulong {
+        0
+    }
+    unsafe extern "C" fn reason(_: c_ulong) -> *const c_char {
+        std::ptr::null()
+    }
+
+    #[test]
+    fn an_error_from_before_is_not_this_calls() {
+        static FUNCTIONS: Functions = Functions {
+            read: end_of_socket,
+            write: refuse,
+            get_error: syscall,
+            clear_errors: clear,
+            next_error: next,
+            reason,
+        };
+        let tls = Tls { ssl: NonNull::dangling(), functions: &FUNCTIONS };
+        errno::set_errno(errno::Errno(libc::EIO));
+        assert!(matches!(tls.read(&mut [0; 8]), Ok(Step::Done(0))));
+        let error = tls.write(&[0]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
+    }
 }
