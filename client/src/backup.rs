@@ -114,11 +114,7 @@ impl Connections {
             };
             let database =
                 connector.user_database().filter(|_| coordinator.server_version() >= SLOT_SYNC_SINCE);
-            recovery::settings(
-                &connector.user_options(&coordinator),
-                database.as_ref().map(|name| name.as_bytes()),
-                slot,
-            )
+            recovery::settings(&connector.user_options(), database.as_ref().map(|name| name.as_bytes()), slot)
         });
         let mut another = |system: &System, way: Route| -> Result<Session> {
             let explain = |error: Error| {

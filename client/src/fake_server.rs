@@ -12,6 +12,7 @@ use protocol::frame::{Compression, FileBegin, FileEnd, Frame};
 
 use crate::abort::Abort;
 use crate::connection::{Connector, Route, Session};
+use crate::error::Result;
 use crate::options::ConnectionOptions;
 
 /// A server, until its connection ends.
@@ -23,6 +24,11 @@ pub struct FakeServer {
 impl FakeServer {
     /// Answers commands in this order, then hangs up.
     pub fn start(answers: Vec<Vec<u8>>) -> Self {
+        Self::of_version("18.6", answers)
+    }
+
+    /// The same as a server of another version.
+    pub fn of_version(version: &'static str, answers: Vec<Vec<u8>>) -> Self {
         let place = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(place.path().join(".s.PGSQL.1")).unwrap();
         let commands = Arc::new(Mutex::new(Vec::new()));
@@ -34,7 +40,7 @@ impl FakeServer {
             let parameter = |name: &str, value: &str| message(b'S', format!("{name}\0{value}\0").as_bytes());
             let hello = [
                 message(b'R', &[0; 4]),
-                parameter("server_version", "18.6"),
+                parameter("server_version", version),
                 parameter("integer_datetimes", "on"),
                 message(b'K', &[0; 8]),
                 message(b'Z', b"I"),
@@ -53,12 +59,17 @@ impl FakeServer {
 
     /// A connection to it.
     pub fn connect(&self) -> Session {
+        self.try_connect().unwrap()
+    }
+
+    /// The same where it may be refused.
+    pub fn try_connect(&self) -> Result<Session> {
         let conninfo = format!(
             "host={} port=1 user=x sslmode=disable gssencmode=disable",
             Path::display(self.place.path())
         );
         let options = ConnectionOptions { conninfo: Some(conninfo.into()), ..ConnectionOptions::default() };
-        Connector::new(options, Arc::new(Abort::new().unwrap())).unwrap().connect(Route::Replication).unwrap()
+        Connector::new(options, Arc::new(Abort::new().unwrap())).unwrap().connect(Route::Replication)
     }
 
     /// What it was sent.

@@ -15,6 +15,9 @@ use crate::report::PROGRAM;
 /// Oldest server: its BASE_BACKUP has the option syntax and the rules that the protocol builds on.
 const OLDEST_SERVER: i32 = 150_000;
 
+/// Major versions from here on are not known: what a backup consists of may be something else there.
+const UNKNOWN_SERVER: i32 = 190_000;
+
 /// Server settings of our own connections: a spread checkpoint, or a turn of work that others do,
 /// may last longer than an administrator's limits on idle sessions and statements.
 const SERVER_SETTINGS: &str = "-c idle_session_timeout=0 -c statement_timeout=0";
@@ -37,8 +40,12 @@ pub struct Connector {
     server_options: Option<CString>,
     /// The `dbname` keyword, likewise.
     database: Option<CString>,
-    /// Set once the first connection is made.
+    /// Of our own keepalives those that the user sets nowhere.
+    keepalives: Vec<(&'static str, &'static str)>,
+    /// Where the first connection has come to, once it is made.
     pinned: Option<Vec<Keyword>>,
+    /// All its options: those of later ones have only one place to go to.
+    first: Vec<Keyword>,
     password: Option<CString>,
     abort: Arc<Abort>,
 }
@@ -58,7 +65,20 @@ impl Connector {
         };
         let server_options = lookup(&given, "options").or_else(|| lookup(&known, "options"));
         let database = lookup(&given, "dbname").or_else(|| lookup(&known, "dbname"));
-        Ok(Self { options, given, server_options, database, pinned: None, password: None, abort })
+        // Before a connection is begun a service's settings are weaker than ours would be.
+        let is_set = |name| lookup(&given, name).or_else(|| lookup(&known, name)).is_some();
+        let keepalives = KEEPALIVES.into_iter().filter(|(name, _)| !is_set(name)).collect();
+        Ok(Self {
+            options,
+            given,
+            server_options,
+            database,
+            keepalives,
+            pinned: None,
+            first: Vec::new(),
+            password: None,
+            abort,
+        })
     }
 
     /// Makes a connection, and asks for a password once if it takes one.
@@ -80,10 +100,10 @@ impl Connector {
             drop(pg);
             self.prompt()?;
         };
-        if pg.server_version() < OLDEST_SERVER {
+        if !(OLDEST_SERVER..UNKNOWN_SERVER).contains(&pg.server_version()) {
             let version = pg.parameter_status(c"server_version").unwrap_or_else(|| "'unknown'".to_owned());
             return Err(Error::local(format!("incompatible server version {version}"))
-                .with_detail("Parallel backups need PostgreSQL 15 or later."));
+                .with_detail("This program makes backups of PostgreSQL 15 to 18."));
         }
         match pg.parameter_status(c"integer_datetimes").as_deref() {
             Some("on") => {}
@@ -100,6 +120,7 @@ impl Connector {
     /// From now on connections go to the very host, address and port that this one reached: with
     /// several hosts, or a name that has several addresses, the next would be anyone's guess.
     pub fn pin(&mut self, session: &Session) {
+        self.first = session.pg.options();
         let reached = [
             (c"host", session.pg.host()),
             (c"hostaddr", session.pg.host_address()),
@@ -114,19 +135,15 @@ impl Connector {
         );
     }
 
-    /// The options of a connection as the user wants them for other purposes: without those that
+    /// The options of the first connection as the user wants them for other purposes: without those that
     /// only this program sets.
-    pub fn user_options(&self, session: &Session) -> Vec<Keyword> {
-        session
-            .pg
-            .options()
-            .into_iter()
+    pub fn user_options(&self) -> Vec<Keyword> {
+        self.first
+            .iter()
             .filter_map(|(name, value)| match name.to_str() {
-                Ok("options") => self.server_options.clone().map(|value| (name, value)),
-                Ok(keepalive) if KEEPALIVES.iter().any(|(ours, _)| *ours == keepalive) => {
-                    lookup(&self.given, keepalive).map(|value| (name, value))
-                }
-                _ => Some((name, value)),
+                Ok("options") => self.server_options.clone().map(|value| (name.clone(), value)),
+                Ok(ours) if self.keepalives.iter().any(|(name, _)| *name == ours) => None,
+                _ => Some((name.clone(), value.clone())),
             })
             .collect()
     }
@@ -145,7 +162,7 @@ impl Connector {
             // As other programs that are not about one database: it is nearly always there.
             (Route::Procedures, None) => keywords.add("dbname", "postgres")?,
         }
-        for (name, value) in KEEPALIVES {
+        for (name, value) in self.keepalives.iter().copied() {
             keywords.add(name, value)?;
         }
         // What stands in the way of the pinned place is left out: an empty value would not do.
@@ -214,6 +231,7 @@ mod tests {
     use std::ffi::OsString;
 
     use super::*;
+    use crate::fake_server::FakeServer;
 
     fn connector(conninfo: &str, host: Option<&str>) -> Connector {
         let options = ConnectionOptions {
@@ -272,6 +290,18 @@ mod tests {
         unnamed.database = Some(c"from the environment".to_owned());
         assert_eq!(effective_by(&unnamed, Route::Procedures, "dbname").unwrap(), "from the environment");
         assert_eq!(effective(&unnamed, "dbname").unwrap(), "replication");
+    }
+
+    #[test]
+    fn versions_that_are_not_known() {
+        for (version, fits) in
+            [("14.20", false), ("15.0", true), ("18.99", true), ("19beta1", false), ("19.0", false)]
+        {
+            let outcome = FakeServer::of_version(version, Vec::new()).try_connect();
+            let message = outcome.err().map(|error| error.message().to_owned());
+            let refusal = format!("incompatible server version {version}");
+            assert_eq!(message, (!fits).then_some(refusal), "{version}");
+        }
     }
 
     #[test]
