@@ -34,11 +34,10 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Answers after which no other file would fare better on this connection: the backup is gone, or
 /// never was ours.
-const HOPELESS: [SqlState; 5] = [
+const HOPELESS: [SqlState; 4] = [
     SqlState::UNDEFINED_OBJECT,
     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
     SqlState::SYNTAX_ERROR,
-    SqlState::INSUFFICIENT_PRIVILEGE,
     SqlState::FEATURE_NOT_SUPPORTED,
 ];
 
@@ -176,10 +175,14 @@ impl Work<'_> {
         if hopeless || error.kind() == Kind::Connection { Err(error.clone()) } else { Ok(()) }
     }
 
-    /// A file could not be fetched: it is tried again, unless that was the last time.
+    /// A file could not be fetched: it is tried again, unless that was the last time, or the server may not
+    /// read it, over whatever connection.
     pub fn failed(&self, item: Item, error: &Error) -> Result<()> {
-        self.queue.failed(item, error)?;
         let path = self.queue.path(item.file);
+        if error.is_server(SqlState::INSUFFICIENT_PRIVILEGE) {
+            return Err(error.clone().context(format!("could not fetch file \"{path}\"")).fatal());
+        }
+        self.queue.failed(item, error)?;
         report::warning(format_args!("could not fetch file \"{path}\", will try again: {error}"));
         Ok(())
     }
