@@ -58,14 +58,21 @@ sub backup_through
 	my ($node, $copy, $connstr, $change, @options) = @_;
 	my $proxy = ParallelBackup::Proxy->new(server => $node->port, flag => "$copy.changed", %$change);
 
-	IPC::Run::run(
+	my $run = IPC::Run::start(
 		[
 			'pg_parallel_basebackup', '--no-sync', '--checkpoint' => 'fast', '--jobs' => 2,
 			'--dbname' => "host=127.0.0.1 port=@{[ $proxy->port ]} $connstr",
 			'--pgdata' => $copy, '--tablespace-mapping' => "$tempdir/@{[ $node->name ]}.ts=$copy.ts", @options
 		],
-		'>' => \my $stdout, '2>' => \my $stderr);
-	my $code = $?;
+		'>' => \my $stdout, '2>' => \my $stderr, my $patience = IPC::Run::timeout(20));
+	# Where a message became longer, client and server wait for each other, as with any client of libpq.
+	if (!eval { $run->finish; 1 })
+	{
+		$run->signal('TERM');
+		$patience->reset;
+		$run->finish;
+	}
+	my $code = $run->full_result;
 	$proxy->stop;
 	return ($code == 0, $stderr);
 }
