@@ -11,8 +11,10 @@
 //! - Their file is never used for something else. A dropped or rewritten relation's file is unlinked, and a
 //!   truncated one's pages leave the cache; references keep what was in them.
 //! - A block that is changed during the backup is in WAL as a whole, since a backup forces full page writes:
-//!   replay replaces it, torn or not. Changes without WAL (hint bits, the free space map) may be lost or half
-//!   there in any case, as after a crash; where pages have checksums, those of hint bits are in WAL too.
+//!   replay replaces it, torn or not. That goes for the visibility map too; a database that CREATE DATABASE
+//!   copies as files is copied again by replay. Changes without WAL (hint bits, the free space map) may be
+//!   lost or half there in any case, as after a crash; where pages have checksums, those of hint bits are in
+//!   WAL too.
 //! - Forks of unlogged relations are not in a backup but for the init fork, which is written once.
 //! - What must not be newer than the backup's end is the client's to see to: it reads each transfer to its end
 //!   before STOP_BACKUP (docs/protocol.md).

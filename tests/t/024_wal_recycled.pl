@@ -78,6 +78,8 @@ for my $round (1 .. 3)
 	else
 	{
 		my $data = join '', map { $_->{data} } grep { $_->{type} eq 'd' } @{ $reply->{frames} };
+		is(scalar(grep { $_->{type} eq 'e' } @{ $reply->{frames} }), 1, "round $round: its end");
+		is(length $data, SEGMENT, "round $round: its length");
 		my @wrong = grep { substr($data, $_ * 8192, 8192) ne substr($expected, $_ * 8192, 8192) } 0 .. SEGMENT / 8192 - 1;
 		is("@wrong", '', "round $round: every block is the segment's");
 	}
