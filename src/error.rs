@@ -70,6 +70,12 @@ pub enum Error {
     /// It belongs to another role.
     #[error("permission denied for parallel backup \"{0}\"")]
     OtherRole(BackupId),
+    /// cancel_backup() by a role that may not terminate the backup's sessions.
+    #[error("permission denied to cancel parallel backup \"{0}\"")]
+    CannotCancel(BackupId),
+    /// cancel_backup() by a role that may not terminate any session.
+    #[error("permission denied for function pg_terminate_backend")]
+    CannotTerminate,
     /// Something other than its WAL is asked of a backup that was stopped.
     #[error("parallel backup \"{0}\" has been stopped")]
     Stopped(BackupId),
@@ -83,7 +89,7 @@ pub enum Error {
     #[error("cannot stop the parallel backup while files of it are being sent")]
     TransfersRunning {
         /// How many connections are busy.
-        transfers: u32,
+        transfers: usize,
     },
     /// STOP_BACKUP's LABEL is not the running backup's.
     #[error("the given backup_label is not that of the running backup")]
@@ -188,7 +194,9 @@ impl Error {
             | Self::Promoted => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::TooManyBackups { .. } => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
             Self::UnknownBackup(_) | Self::Stopped(_) => SqlState::UNDEFINED_OBJECT,
-            Self::OtherRole(_) | Self::NotInBackup { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
+            Self::OtherRole(_) | Self::CannotCancel(_) | Self::CannotTerminate | Self::NotInBackup { .. } => {
+                SqlState::INSUFFICIENT_PRIVILEGE
+            }
             Self::Aborted(_) => SqlState::QUERY_CANCELED,
             Self::LabelMismatch | Self::RangeOfOther { .. } | Self::RangeAlignment { .. } => {
                 SqlState::INVALID_PARAMETER_VALUE

@@ -2,57 +2,65 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
-use protocol::{BackupId, CommandKind};
+use protocol::{BackupId, CommandKind, Lsn};
 
-use crate::backup::registry::{self, Facts, Slot, State, Transfer};
+use crate::backup::registry::{self, Backup, Counters, Facts, State};
 use crate::backup::session;
 use crate::cluster::Layout;
 use crate::error::{Error, Result};
-use crate::pg::{interrupt, role, segment, server};
+use crate::pg::{guard, interrupt, role, segment, server};
+use crate::stream::throttle;
 
 /// A backup that this connection sends something of.
 #[derive(Debug)]
 pub struct Handle {
-    /// Its slot.
-    pub slot: &'static Slot,
+    /// What its connections count.
+    pub counters: &'static Counters,
     /// Its name.
     pub id: BackupId,
     /// What START_BACKUP settled.
     pub facts: Facts,
     /// What decides which files it has.
     pub layout: Rc<Layout>,
-    transfer: Transfer,
+    /// Where it was stopped, LSN and timeline, if only its WAL is to be fetched.
+    pub stopped_at: Option<(Lsn, u32)>,
+}
+
+/// Finds the backup that a command is about, joins it, and sends something of it. Without a name it is
+/// the one that this session has started.
+pub fn transfer<T>(
+    id: Option<BackupId>,
+    command: CommandKind,
+    send: impl FnOnce(&Handle) -> Result<T>,
+) -> Result<T> {
+    let own = session::with(|session| (session.id, Rc::clone(&session.layout)));
+    let (id, layout) = match (own, id) {
+        (Some(own), None) => own,
+        (Some(own), Some(id)) if own.0 == id => own,
+        (None, None) => return Err(Error::NoBackup { command }),
+        (_, Some(id)) => (id, layout(&find(id)?)?),
+    };
+    let (backup, counters) = registry::enter(id)?;
+    guard::with_end(
+        || {
+            let facts = backup.facts.ok_or(Error::UnknownBackup(id))?;
+            send(&Handle { counters, id, facts, layout, stopped_at: backup.stopped_at })
+        },
+        registry::leave,
+    )
 }
 
 impl Handle {
-    /// Finds the backup that a command is about and joins it. Without a name it is the one that
-    /// this session has started.
-    pub fn open(id: Option<BackupId>, command: CommandKind) -> Result<Self> {
-        let own = session::with(|session| (session.slot, session.id, Rc::clone(&session.layout)));
-        let (slot, id, layout) = match (own, id) {
-            (Some(own), None) => own,
-            (Some(own), Some(id)) if own.1 == id => own,
-            (None, None) => return Err(Error::NoBackup { command }),
-            (_, Some(id)) => {
-                let slot = find(id)?;
-                (slot, id, layout(slot, id)?)
-            }
-        };
-        let transfer = Transfer::enter(slot, id)?;
-        Ok(Self { slot, id, facts: slot.facts(), layout, transfer })
-    }
-
     /// Whether the backup is stopped, with only its WAL to be fetched.
     pub fn is_stopped(&self) -> bool {
-        self.transfer.state() == State::Stopped
+        self.stopped_at.is_some()
     }
 
     /// Serves interrupts, and ends the transfer if its backup was aborted.
     pub fn poll(&self) -> Result<()> {
         interrupt::check();
-        if self.slot.state() == State::Aborted { Err(Error::Aborted(self.id)) } else { Ok(()) }
+        if self.counters.is_aborted() { Err(Error::Aborted(self.id)) } else { Ok(()) }
     }
 
     /// Fails once the standby has been promoted: the backup is worthless then, and it is better
@@ -64,10 +72,10 @@ impl Handle {
     /// Waits until the backup's rate lets this many bytes go.
     pub fn throttle(&self, bytes: u64) -> Result<()> {
         let Some(rate) = self.facts.max_rate else { return Ok(()) };
-        let until = crate::stream::throttle::reserve(self.slot.throttle(), interrupt::now(), bytes, rate);
+        let until = throttle::reserve(self.counters.throttle(), interrupt::now(), bytes, rate);
         loop {
             self.poll()?;
-            let Some(wait) = crate::stream::throttle::remaining(until, interrupt::now()) else {
+            let Some(wait) = throttle::remaining(until, interrupt::now()) else {
                 return Ok(());
             };
             interrupt::sleep(wait, interrupt::WaitEvent::Throttle);
@@ -76,29 +84,31 @@ impl Handle {
 }
 
 /// Another session's backup, if this role may fetch from it.
-fn find(id: BackupId) -> Result<&'static Slot> {
-    let slot = registry::find(id)
-        .filter(|slot| !matches!(slot.state(), State::Starting | State::Aborted))
+fn find(id: BackupId) -> Result<Backup> {
+    let backup = registry::find(id)
+        .filter(|backup| !matches!(backup.state, State::Starting | State::Aborted))
         .ok_or(Error::UnknownBackup(id))?;
-    if slot.owner_role() != role::current() && !role::is_superuser() {
+    if backup.owner.role != role::current() && !role::is_superuser() {
         return Err(Error::OtherRole(id));
     }
-    Ok(slot)
+    Ok(backup)
 }
 
 /// The layout of another session's backup, read once for all commands that name it.
-fn layout(slot: &Slot, id: BackupId) -> Result<Rc<Layout>> {
+fn layout(backup: &Backup) -> Result<Rc<Layout>> {
     thread_local! {
         static LAST: RefCell<Option<(BackupId, Rc<Layout>)>> = const { RefCell::new(None) };
     }
+    let id = backup.id;
     let known = LAST.with_borrow(|last| {
         last.as_ref().filter(|(known, _)| *known == id).map(|(_, layout)| Rc::clone(layout))
     });
     if let Some(layout) = known {
         return Ok(layout);
     }
-    std::sync::atomic::fence(Ordering::SeqCst);
-    let layout = segment::read(slot.facts().layout_handle)
+    let layout = backup
+        .facts
+        .and_then(|facts| segment::read(facts.layout_handle))
         .and_then(|bytes| Layout::decode(&bytes))
         .map(Rc::new)
         .ok_or(Error::UnknownBackup(id))?;

@@ -5,4 +5,5 @@ pub mod archive;
 pub mod handle;
 pub mod registry;
 pub mod session;
+pub mod table;
 pub mod wal_ranges;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use protocol::BackupId;
 
-use crate::backup::registry::{Slot, Totals};
+use crate::backup::registry::{self, Counters, Totals};
 use crate::backup::wal_ranges::WalSpan;
 use crate::cluster::Layout;
 use crate::cluster::wal::WalRange;
@@ -16,8 +16,8 @@ use crate::pg::segment::Segment;
 /// A backup that this session has started.
 #[derive(Debug)]
 pub struct Session {
-    /// Its slot.
-    pub slot: &'static Slot,
+    /// What its connections count.
+    pub counters: &'static Counters,
     /// Its name.
     pub id: BackupId,
     /// PostgreSQL's state of it, until STOP_BACKUP takes it.
@@ -76,13 +76,20 @@ pub fn is_running() -> bool {
 /// Forgets the session's backup and gives back what it holds. Does not leave backup mode.
 pub fn release() {
     if let Some(session) = take() {
-        session.slot.release();
+        registry::release(session.id);
         session.segment.release();
     }
 }
 
-/// Leaves backup mode, if a backup of this session is still in it, and forgets it.
-pub fn abort() {
+/// Leaves backup mode, if this session is in it, and gives back what the backup holds, whether it has
+/// come as far as being the session's or not.
+pub fn abort(id: BackupId) {
     pg::backup::abort();
-    release();
+    match take() {
+        Some(session) => {
+            registry::release(session.id);
+            session.segment.release();
+        }
+        None => registry::release(id),
+    }
 }

@@ -6,9 +6,9 @@ use std::rc::Rc;
 
 use protocol::command::{FileRequest, Range, SendFilesContent};
 use protocol::frame::Compression;
-use protocol::{BackupPath, CommandKind, DigestAlgorithm};
+use protocol::{BackupPath, CommandKind, DigestAlgorithm, Lsn};
 
-use crate::backup::handle::Handle;
+use crate::backup::handle::{self, Handle};
 use crate::cluster::contents::{Member, WAL_DIR, member};
 use crate::cluster::names::Pages;
 use crate::cluster::open::{Opened, Opener, open_wal_file};
@@ -32,18 +32,21 @@ pub fn run(command: &SendFilesContent) -> Result<()> {
     if command.compression_level.is_some() {
         return Err(Error::NotSupported("COMPRESSION_LEVEL"));
     }
-    let handle = Handle::open(command.backup_id, CommandKind::SendFilesContent)?;
+    handle::transfer(command.backup_id, CommandKind::SendFilesContent, |handle| send(command, handle))
+}
+
+fn send(command: &SendFilesContent, handle: &Handle) -> Result<()> {
     walsender::set_state_backup();
     let phase = if handle.is_stopped() { Phase::TransferWal } else { Phase::StreamFiles };
-    progress::start(phase, handle.slot.total(), handle.layout.tablespaces.len() + 1);
+    progress::start(phase, handle.counters.total(), handle.layout.tablespaces.len() + 1);
     // What can be refused without looking at the disk is refused before the CopyOut begins.
     let sources =
-        command.files.iter().map(|request| Source::find(&handle, request)).collect::<Result<Vec<_>>>()?;
+        command.files.iter().map(|request| Source::find(handle, request)).collect::<Result<Vec<_>>>()?;
     put_message(tag::COPY_OUT, &[0, 0, 0]);
     let verify =
         command.verify_checksums.unwrap_or(handle.facts.verify_checksums) && server::data_checksums();
     let mut transfer = Transfer {
-        pace: Steps::new(&handle),
+        pace: Steps::new(handle),
         opener: Opener::new(Path::new(ROOT)),
         sender: Sender::new(),
         verify,
@@ -74,8 +77,8 @@ enum Source<'a> {
 impl<'a> Source<'a> {
     fn find(handle: &'a Handle, request: &FileRequest) -> Result<Self> {
         let path = &request.path;
-        if handle.is_stopped() {
-            let range = wal_range(handle);
+        if let Some(stopped_at) = handle.stopped_at {
+            let range = wal_range(handle, stopped_at);
             let mut components = path.components();
             return match (components.next(), components.next(), components.next()) {
                 (Some(WAL_DIR), Some(name), None) => {
@@ -113,8 +116,7 @@ fn check_range(path: &BackupPath, member: &Member<'_>, range: Range) -> Result<(
     }
 }
 
-fn wal_range(handle: &Handle) -> WalRange {
-    let (stop, stop_timeline) = handle.slot.stopped_at();
+fn wal_range(handle: &Handle, (stop, stop_timeline): (Lsn, u32)) -> WalRange {
     WalRange {
         start: handle.facts.start_lsn,
         stop,
@@ -205,7 +207,7 @@ impl Transfer<'_> {
 
     fn send(&mut self, content: &Content<'_>, after_read: impl Fn() -> Result<()>) -> Result<u32> {
         let sent = self.sender.send(content, &self.pace, after_read)?;
-        self.pace.handle.slot.count_file(sent.bytes, sent.checksum_failures);
+        self.pace.handle.counters.count_file(sent.bytes, sent.checksum_failures);
         Ok(sent.checksum_failures)
     }
 }
@@ -253,6 +255,6 @@ impl Pace for Steps<'_> {
     fn sent(&self, bytes: u64) {
         self.streamed.set(self.streamed.get() + bytes);
         progress::set_streamed(self.streamed.get());
-        self.handle.slot.count_sent(bytes);
+        self.handle.counters.count_sent(bytes);
     }
 }

@@ -1,13 +1,12 @@
 //! SEND_FILE_LIST.
 
 use std::path::Path;
-use std::rc::Rc;
 
 use protocol::command::SendFileList;
 use protocol::path::encode;
 use protocol::{CommandKind, reply};
 
-use crate::backup::handle::Handle;
+use crate::backup::handle::{self, Handle};
 use crate::cluster::Layout;
 use crate::cluster::walk::{Entry, Visitor, Walk};
 use crate::error::{Error, Result};
@@ -19,12 +18,13 @@ pub fn run(command: &SendFileList) -> Result<()> {
     if command.estimate {
         return list(&server::layout(backup::current_tablespaces()), None);
     }
-    let handle = Handle::open(command.backup_id, CommandKind::SendFileList)?;
-    if handle.is_stopped() {
-        return Err(Error::Stopped(handle.id));
-    }
-    walsender::set_state_backup();
-    list(&Rc::clone(&handle.layout), Some(&handle))
+    handle::transfer(command.backup_id, CommandKind::SendFileList, |handle| {
+        if handle.is_stopped() {
+            return Err(Error::Stopped(handle.id));
+        }
+        walsender::set_state_backup();
+        list(&handle.layout, Some(handle))
+    })
 }
 
 fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
@@ -39,7 +39,7 @@ fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
     walk.run(&mut rows)?;
     if let Some(handle) = handle {
         // What PROGRESS of START_BACKUP walks the whole tree for.
-        handle.slot.set_total(rows.bytes);
+        handle.counters.set_total(rows.bytes);
         progress::set_total(Some(rows.bytes));
     }
     rows.set.end();

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use protocol::command::StartBackup;
 use protocol::{BackupId, Checkpoint, PROTOCOL_VERSION, reply};
 
-use crate::backup::registry::{self, Facts, Slot};
+use crate::backup::registry::{self, Counters, Facts};
 use crate::backup::session::{self, Session};
 use crate::cluster::Layout;
 use crate::cluster::page::BLOCK_SIZE;
@@ -14,7 +14,7 @@ use crate::cluster::walk::{Entry, Visitor, Walk};
 use crate::error::{Error, Result};
 use crate::pg::progress::{self, Phase};
 use crate::pg::segment::Segment;
-use crate::pg::{backup, guard, interrupt, role, server, wal, walsender};
+use crate::pg::{backup, guard, interrupt, server, wal, walsender};
 use crate::stream::rows::Reply;
 
 /// Starts a backup that this session owns.
@@ -25,17 +25,11 @@ pub fn run(command: &StartBackup) -> Result<()> {
     // A stopped backup, whose WAL nobody will ask for any more.
     session::release();
     let id = server::random_bytes().map(BackupId::from_bytes).ok_or(Error::NoRandom)?;
-    let slot = registry::reserve(id, server::pid(), role::current(), &command.label, interrupt::now())?;
-    guard::on_failure(
-        || start(command, slot, id),
-        || {
-            session::abort();
-            slot.release();
-        },
-    )
+    let counters = registry::reserve(id, &command.label, interrupt::now())?;
+    guard::on_failure(|| start(command, counters, id), || session::abort(id))
 }
 
-fn start(command: &StartBackup, slot: &'static Slot, id: BackupId) -> Result<()> {
+fn start(command: &StartBackup, counters: &'static Counters, id: BackupId) -> Result<()> {
     walsender::set_state_backup();
     progress::start(Phase::WaitCheckpoint, None, 0);
     let started = backup::start(&backup::label(&command.label), command.checkpoint == Checkpoint::Fast);
@@ -53,7 +47,7 @@ fn start(command: &StartBackup, slot: &'static Slot, id: BackupId) -> Result<()>
     };
     let layout = Rc::new(layout);
     session::set(Session {
-        slot,
+        counters,
         id,
         state: Some(state),
         layout: Rc::clone(&layout),
@@ -64,10 +58,10 @@ fn start(command: &StartBackup, slot: &'static Slot, id: BackupId) -> Result<()>
     let sizes = if command.progress { Some(estimate(&layout)?) } else { None };
     let total = sizes.as_ref().map(|sizes| sizes.iter().sum());
     if let Some(total) = total {
-        slot.set_total(total);
+        counters.set_total(total);
     }
     progress::start(Phase::StreamFiles, total, layout.tablespaces.len() + 1);
-    slot.run(&facts)?;
+    registry::run(id, facts)?;
     let mut sets = Reply::default();
     send_start(&mut sets, &facts, id);
     send_tablespaces(&mut sets, &layout, sizes.as_deref());

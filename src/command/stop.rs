@@ -9,7 +9,7 @@ use protocol::id::to_hex;
 use protocol::{BackupId, CommandKind, reply};
 
 use crate::backup::archive;
-use crate::backup::registry::Slot;
+use crate::backup::registry::{self, Counters};
 use crate::backup::session::{self, Stopped};
 use crate::backup::wal_ranges::wal_spans;
 use crate::cluster::wal::WalRange;
@@ -24,9 +24,9 @@ use crate::stream::rows::Reply;
 pub fn run(command: &StopBackup) -> Result<()> {
     let own = session::with(|session| {
         let label_fits = command.label.as_ref().is_none_or(|label| *label == session.label_file);
-        (session.slot, session.id, label_fits, session.stopped.clone())
+        (session.counters, session.id, label_fits, session.stopped.clone())
     });
-    let Some((slot, id, label_fits, stopped)) = own else {
+    let Some((counters, id, label_fits, stopped)) = own else {
         return Err(command.backup_id.map_or(Error::NoBackup { command: CommandKind::StopBackup }, not_here));
     };
     if let Some(other) = command.backup_id.filter(|other| *other != id) {
@@ -38,7 +38,7 @@ pub fn run(command: &StopBackup) -> Result<()> {
     walsender::set_state_backup();
     let stopped = match stopped {
         Some(stopped) => stopped,
-        None => stop(slot)?,
+        None => stop(id, counters)?,
     };
     if command.wait {
         progress::start(Phase::WaitWalArchive, None, 0);
@@ -55,28 +55,34 @@ pub fn run(command: &StopBackup) -> Result<()> {
 
 /// Why a backup that was named cannot be stopped here: another session's, or none at all.
 fn not_here(id: BackupId) -> Error {
-    match crate::backup::registry::find(id) {
+    match registry::find(id) {
         Some(_) => Error::NotCoordinator(id),
         None => Error::UnknownBackup(id),
     }
 }
 
 /// Leaves backup mode. Until that is tried, a failure leaves the backup running; after, it is over.
-fn stop(slot: &'static Slot) -> Result<Rc<Stopped>> {
-    slot.begin_stop()?;
+fn stop(id: BackupId, counters: &Counters) -> Result<Rc<Stopped>> {
+    registry::begin_stop(id)?;
     // The last file that is read, and before the backup ends: on a standby its minimum recovery
     // point is what says that every other file is older.
-    let control_file = guard::on_failure(control_file::read, || slot.resume())?;
+    let control_file = guard::on_failure(control_file::read, || registry::resume(id))?;
     let Some(mut state) = session::with(|session| session.state.take()).flatten() else {
         return Err(Error::NoBackup { command: CommandKind::StopBackup });
     };
-    let stopped = guard::on_failure(|| finish(&mut state, control_file, slot), session::abort)?;
+    let stopped =
+        guard::on_failure(|| finish(&mut state, control_file, id, counters), || session::abort(id))?;
     let stopped = Rc::new(stopped);
     session::with(|session| session.stopped = Some(Rc::clone(&stopped)));
     Ok(stopped)
 }
 
-fn finish(state: &mut BackupState, control_file: Vec<u8>, slot: &Slot) -> Result<Stopped> {
+fn finish(
+    state: &mut BackupState,
+    control_file: Vec<u8>,
+    id: BackupId,
+    counters: &Counters,
+) -> Result<Stopped> {
     state.stop();
     let start = (state.start_lsn(), state.start_timeline());
     let stop = (state.stop_lsn(), state.stop_timeline());
@@ -90,14 +96,14 @@ fn finish(state: &mut BackupState, control_file: Vec<u8>, slot: &Slot) -> Result
     let spans = wal_spans(&wal::timeline_history(stop.1), start, stop)?;
     let names = fs::read_dir("pg_wal").map_err(|error| Error::io("open directory", b"pg_wal", error))?;
     let wal_files = wal.list(names.flatten().map(|entry| entry.file_name().into_vec()));
-    slot.stop(stop.0, stop.1);
+    registry::stop(id, stop.0, stop.1);
     Ok(Stopped {
         wal,
         in_recovery: server::in_recovery(),
         control_file,
         spans,
         wal_files,
-        totals: slot.totals(),
+        totals: counters.totals(),
     })
 }
 

@@ -2,16 +2,44 @@
 
 use pgrx::{IntoDatum, direct_function_call, pg_sys};
 
-/// pg_terminate_backend without waiting: raises 42501 where the caller may not, false (and a
-/// WARNING) where there is no such process.
+/// Whether this role may execute pg_terminate_backend at all: an administrator may have revoked it.
 #[allow(unsafe_code)]
-pub fn terminate(pid: u32) -> bool {
-    let pid = i32::try_from(pid).unwrap_or(0);
-    // SAFETY: the function takes an int4 and an int8 and uses no expression context.
+pub fn may_execute_terminate() -> bool {
+    let function = pg_sys::Oid::from(pg_sys::F_PG_TERMINATE_BACKEND);
+    // SAFETY: the function takes an oid and a text and uses no expression context.
     let answer = unsafe {
-        direct_function_call::<bool>(pg_sys::pg_terminate_backend, &[pid.into_datum(), 0i64.into_datum()])
+        direct_function_call::<bool>(
+            pg_sys::has_function_privilege_id,
+            &[function.into_datum(), "EXECUTE".into_datum()],
+        )
     };
     answer.unwrap_or(false)
+}
+
+/// Whether this role may terminate a session that was logged in by `login_role`: the rule of
+/// pg_signal_backend (signalfuncs.c), which asks it of a process and not of a role.
+#[allow(unsafe_code)]
+pub fn may_terminate(login_role: u32) -> bool {
+    let role = pg_sys::Oid::from(login_role);
+    let signal_backend = pg_sys::Oid::from(pg_sys::ROLE_PG_SIGNAL_BACKEND);
+    // SAFETY: called in a transaction, where the catalog can be read.
+    unsafe {
+        let user = pg_sys::GetUserId();
+        if role == pg_sys::InvalidOid || pg_sys::superuser_arg(role) {
+            return pg_sys::superuser();
+        }
+        pg_sys::has_privs_of_role(user, role) || pg_sys::has_privs_of_role(user, signal_backend)
+    }
+}
+
+/// Ends a backend as pg_terminate_backend does, with its process group. Calls nothing of PostgreSQL:
+/// the caller knows, by the lock that it holds, that the process is there and what it does.
+#[allow(unsafe_code)]
+pub fn terminate(pid: u32) {
+    if let Ok(pid @ 2..) = libc::pid_t::try_from(pid) {
+        // SAFETY: a system call. A process that has gone meanwhile is no error.
+        unsafe { libc::kill(-pid, libc::SIGTERM) };
+    }
 }
 
 /// Text of unknown encoding for a result: as it is where the database's encoding takes it, else

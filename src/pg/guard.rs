@@ -20,3 +20,10 @@ pub fn on_failure<T>(body: impl FnOnce() -> Result<T>, clean_up: impl FnOnce()) 
         }
     }
 }
+
+/// Runs `body` and then, however it ends, `after`.
+pub fn with_end<T>(body: impl FnOnce() -> Result<T>, after: impl Fn()) -> Result<T> {
+    let value = on_failure(body, &after)?;
+    after();
+    Ok(value)
+}

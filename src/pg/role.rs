@@ -9,7 +9,15 @@ pub fn current() -> u32 {
     unsafe { pg_sys::GetUserId().to_u32() }
 }
 
-/// Whether that is a superuser. Starts a transaction where none is open: a walsender has none,
+/// The OID of the role that this session logged in as, by which pg_terminate_backend decides who may
+/// signal it.
+#[allow(unsafe_code)]
+pub fn login() -> u32 {
+    // SAFETY: a session has a PGPROC as long as it can carry out a command.
+    unsafe { (*pg_sys::MyProc).roleId.to_u32() }
+}
+
+/// Whether the role that this session acts as is a superuser. Starts a transaction where none is open: a walsender has none,
 /// and the catalog may have to be read.
 #[allow(unsafe_code)]
 pub fn is_superuser() -> bool {

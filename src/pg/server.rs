@@ -74,6 +74,13 @@ pub fn in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// How many backends there can be at once. Known once libraries may ask for shared memory.
+#[allow(unsafe_code)]
+pub fn max_backends() -> usize {
+    // SAFETY: reads a static of the postmaster.
+    usize::try_from(unsafe { pg_sys::MaxBackends }).unwrap_or(0)
+}
+
 /// This process.
 #[allow(unsafe_code)]
 pub fn pid() -> u32 {

@@ -1,7 +1,8 @@
-//! A fixed array in the main shared memory segment.
+//! What is in the main shared memory segment: arrays of atomics, and arrays under a lock.
 
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use pgrx::pg_sys;
 
@@ -15,9 +16,6 @@ pub unsafe trait Shared: Sync + 'static {}
 
 // SAFETY: atomics.
 #[allow(unsafe_code)]
-unsafe impl Shared for AtomicU8 {}
-// SAFETY: atomics.
-#[allow(unsafe_code)]
 unsafe impl Shared for AtomicU32 {}
 // SAFETY: atomics.
 #[allow(unsafe_code)]
@@ -25,9 +23,6 @@ unsafe impl Shared for AtomicU64 {}
 // SAFETY: atomics.
 #[allow(unsafe_code)]
 unsafe impl Shared for AtomicI64 {}
-// SAFETY: made of what is shared.
-#[allow(unsafe_code)]
-unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 
 /// Defines a struct of [`Shared`](crate::pg::shmem::Shared) fields, which is shared itself.
 #[macro_export]
@@ -92,5 +87,105 @@ impl<T: Shared> Array<T> {
         }
         // SAFETY: laid out with this length, and never unmapped while the process lives.
         unsafe { std::slice::from_raw_parts(address, self.length.load(Ordering::Relaxed)) }
+    }
+}
+
+/// Two arrays of plain values, under one LWLock.
+#[derive(Debug)]
+pub struct Locked<A, B> {
+    name: &'static CStr,
+    lock: AtomicPtr<pg_sys::LWLock>,
+    first: AtomicPtr<A>,
+    first_length: AtomicUsize,
+    second: AtomicPtr<B>,
+    second_length: AtomicUsize,
+}
+
+impl<A: Copy + Send, B: Copy + Send> Locked<A, B> {
+    /// Arrays that are not there yet.
+    pub const fn new(name: &'static CStr) -> Self {
+        Self {
+            name,
+            lock: AtomicPtr::new(std::ptr::null_mut()),
+            first: AtomicPtr::new(std::ptr::null_mut()),
+            first_length: AtomicUsize::new(0),
+            second: AtomicPtr::new(std::ptr::null_mut()),
+            second_length: AtomicUsize::new(0),
+        }
+    }
+
+    /// Reserves the memory and the lock: in the shmem_request hook.
+    #[allow(unsafe_code)]
+    pub fn request(&self, first: usize, second: usize) {
+        self.first_length.store(first, Ordering::Relaxed);
+        self.second_length.store(second, Ordering::Relaxed);
+        // SAFETY: called while requests are taken; the name is a C string, copied.
+        unsafe {
+            pg_sys::RequestAddinShmemSpace(self.offset() + second * size_of::<B>());
+            pg_sys::RequestNamedLWLockTranche(self.name.as_ptr(), 1);
+        }
+    }
+
+    /// Lays out the memory, each array with this value: in the shmem_startup hook, in the postmaster.
+    #[allow(unsafe_code)]
+    pub fn initialize(&self, first: A, second: B) {
+        const { assert!(align_of::<A>() <= 64 && align_of::<B>() <= 64) }
+        let (firsts, seconds) =
+            (self.first_length.load(Ordering::Relaxed), self.second_length.load(Ordering::Relaxed));
+        let mut found = false;
+        // SAFETY: memory and lock were requested. PostgreSQL aligns the memory to a cache line, and the
+        // second array's offset is aligned for it. No other process is attached yet; those to come are
+        // forks with the same layout of both types.
+        unsafe {
+            let bytes = self.offset() + seconds * size_of::<B>();
+            let address = pg_sys::ShmemInitStruct(self.name.as_ptr(), bytes, &mut found).cast::<u8>();
+            let (array, other) = (address.cast::<A>(), address.add(self.offset()).cast::<B>());
+            if !found {
+                (0..firsts).for_each(|at| array.add(at).write(first));
+                (0..seconds).for_each(|at| other.add(at).write(second));
+            }
+            self.first.store(array, Ordering::Relaxed);
+            self.second.store(other, Ordering::Relaxed);
+            let lock = &raw mut (*pg_sys::GetNamedLWLockTranche(self.name.as_ptr())).lock;
+            self.lock.store(lock, Ordering::Release);
+        }
+    }
+
+    /// Looks at the arrays, or changes them, as one step to all other processes.
+    ///
+    /// `step` must not call PostgreSQL, so that no ERROR can jump over it, and must not come back
+    /// here. While the lock is held interrupts are held back, so that the process does not end in
+    /// `step` but by a crash, after which the postmaster begins with new shared memory; a panic of
+    /// Rust gives the lock back. So an exit callback (before_shmem_exit) can always take it: nobody who
+    /// is on the way out holds it, whether or not the version's shmem_exit releases locks first, and
+    /// the callback runs long before ProcKill takes the process its PGPROC, without which it could not
+    /// wait.
+    #[allow(unsafe_code)]
+    pub fn with<T>(&self, step: impl FnOnce(&mut [A], &mut [B]) -> T) -> T {
+        let lock = self.lock.load(Ordering::Acquire);
+        if lock.is_null() {
+            return step(&mut [], &mut []);
+        }
+        // SAFETY: laid out with these lengths, and never unmapped while the process lives; the lock
+        // makes the references the only ones. Nothing between acquire and release can raise an ERROR,
+        // and what unwinds is caught.
+        unsafe {
+            pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let (first, second) =
+                    (self.first.load(Ordering::Relaxed), self.second.load(Ordering::Relaxed));
+                step(
+                    std::slice::from_raw_parts_mut(first, self.first_length.load(Ordering::Relaxed)),
+                    std::slice::from_raw_parts_mut(second, self.second_length.load(Ordering::Relaxed)),
+                )
+            }));
+            pg_sys::LWLockRelease(lock);
+            outcome.unwrap_or_else(|panic| resume_unwind(panic))
+        }
+    }
+
+    /// Where the second array begins.
+    fn offset(&self) -> usize {
+        (self.first_length.load(Ordering::Relaxed) * size_of::<A>()).next_multiple_of(align_of::<B>())
     }
 }

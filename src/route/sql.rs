@@ -36,28 +36,29 @@ fn parallel_backup_get_backups() -> TableIterator<
         name!(max_rate, Option<i32>),
     ),
 > {
-    TableIterator::new(registry::reports().into_iter().map(|backup| {
+    TableIterator::new(registry::reports().into_iter().map(|report| {
+        let backup = report.backup;
         let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         (
             backup.id.to_string(),
-            backup.pid.and_then(|pid| i32::try_from(pid).ok()),
-            pg_sys::Oid::from(backup.role),
-            backend::text_in_server_encoding(&backup.label),
-            backup.start.map(|(lsn, _)| lsn.to_string()),
-            backup.start.map(|(_, timeline)| i64::from(timeline)),
+            if backup.abandoned { None } else { i32::try_from(backup.owner.pid).ok() },
+            pg_sys::Oid::from(backup.owner.role),
+            backend::text_in_server_encoding(backup.label()),
+            backup.facts.map(|facts| facts.start_lsn.to_string()),
+            backup.facts.map(|facts| i64::from(facts.start_timeline)),
             state_name(backup.state),
             backup.started_at,
-            i32::try_from(backup.workers).unwrap_or(i32::MAX),
-            count(backup.files),
-            count(backup.sent),
-            backup.total.map(count),
-            count(backup.checksum_failures),
-            backup.max_rate.and_then(|rate| i32::try_from(rate).ok()),
+            i32::try_from(report.workers).unwrap_or(i32::MAX),
+            count(report.totals.files),
+            count(report.sent),
+            report.total.map(count),
+            count(report.totals.checksum_failures),
+            backup.facts.and_then(|facts| facts.max_rate).and_then(|rate| i32::try_from(rate).ok()),
         )
     }))
 }
 
-/// Aborts a backup: its transfers end with 57014, its coordinator is terminated. With
+/// Aborts a backup: its coordinator is terminated, and who is sending something of it. With
 /// pg_terminate_backend's rights; 42704 where there is no such backup.
 #[pg_extern(sql = false)]
 fn parallel_backup_cancel_backup(id: &str) -> bool {
@@ -67,17 +68,22 @@ fn parallel_backup_cancel_backup(id: &str) -> bool {
     }
 }
 
+/// Rights are looked up first, which reads the catalog; what they are then used on is looked at once
+/// more, under the registry's lock.
 fn cancel(text: &str) -> Result<bool> {
     let id: BackupId = text.parse().map_err(|_| CommandError::UnknownBackup(encode(text.as_bytes())))?;
-    let slot = registry::find(id).ok_or(Error::UnknownBackup(id))?;
-    // Its rights are checked before anything is marked. Only the coordinator can leave backup
-    // mode, and it does so when it ends.
-    let terminated = match slot.owner_pid() {
-        0 => false,
-        pid => backend::terminate(pid),
-    };
-    let aborted = slot.id() == id && slot.abort();
-    Ok(terminated || aborted)
+    let (backup, transfers) = registry::members(id).ok_or(Error::UnknownBackup(id))?;
+    if !backend::may_execute_terminate() {
+        return Err(Error::CannotTerminate);
+    }
+    // Those of a coordinator that is gone, too: its role's backup is not for others to abort.
+    if !backend::may_terminate(backup.owner.login_role) {
+        return Err(Error::CannotCancel(id));
+    }
+    // A transfer of a role that this one may not terminate ends by itself, at its next step.
+    let transfers: Vec<_> =
+        transfers.into_iter().filter(|member| backend::may_terminate(member.login_role)).collect();
+    Ok(registry::cancel(id, &transfers))
 }
 
 fn state_name(state: State) -> &'static str {

@@ -172,11 +172,8 @@ is($node->safe_psql('postgres',
 	my $is_cancelled = sub {
 		my ($name) = @_;
 		local $Test::Builder::Level = $Test::Builder::Level + 1;
-		my $reply = $worker->finish;
-		is_report($reply->{error}, '57014', qr/^parallel backup "$id[1]" was aborted$/, "$name: the transfer");
-		is($reply->{status}, 'I', "$name: the worker is usable");
-		is_error($worker, send_files_sql(['PG_VERSION'], @id), '42704',
-			qr/^parallel backup "$id[1]" does not exist$/, "$name: no more files");
+		# Inside of a frame there is no place for its farewell.
+		ok($worker->finish->{eof}, "$name: the worker is terminated, inside of a frame as well");
 		# The terminated coordinator was idle: its farewell is all there is to read.
 		my $message = $coordinator->read_until(sub { $_[0]{type} eq 'E' });
 		is_report($message->{report}, '57P01', qr/terminating connection due to administrator command/,
@@ -216,6 +213,38 @@ is($node->safe_psql('postgres',
 	$begin->('backup');
 	is(sql_as('signaller', "SELECT parallel_backup.cancel_backup('$id[1]')"), 't', 'pg_signal_backend can');
 	$is_cancelled->('by pg_signal_backend');
+
+	# A superuser's transfer from it is not terminated, but ends at its next step.
+	$begin->('backup');
+	$worker->drop;
+	$worker = connection($node);
+	$worker->send_query(send_files_sql(['large'], @id));
+	$worker->read_until(sub { $_[0]{type} eq 'd' });
+	is(sql_as('backup', "SELECT parallel_backup.cancel_backup('$id[1]')"), 't', 'with a transfer of a superuser');
+	ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM parallel_backup.backups WHERE state = 'aborted' AND pid IS NULL"),
+		'its row without coordinator, while a transfer is ending');
+	# The coordinator is gone: the rights are still looked at.
+	my $gone = "SELECT parallel_backup.cancel_backup('$id[1]')";
+	for my $user (qw(nobody monitor other))
+	{
+		like(sql_as($user, $gone), qr/ERROR:  42501: permission denied to cancel parallel backup "$id[1]"/,
+			"$user cannot cancel it without its coordinator");
+	}
+	is(sql_as('backup', $gone), 't', 'its role can, once more');
+	is_report($worker->finish->{error}, '57014', qr/^parallel backup "$id[1]" was aborted$/, "the superuser's transfer");
+	is_error($worker, send_files_sql(['PG_VERSION'], @id), '42704',
+		qr/^parallel backup "$id[1]" does not exist$/, 'no more files');
+	$_->drop for ($coordinator, $worker);
+
+	# Who may not execute pg_terminate_backend has not got another way to it.
+	$begin->('backup');
+	$node->safe_psql('postgres', 'REVOKE EXECUTE ON FUNCTION pg_terminate_backend(integer, bigint) FROM PUBLIC');
+	like(sql_as('backup', "SELECT parallel_backup.cancel_backup('$id[1]')"),
+		qr/ERROR:  42501: permission denied for function pg_terminate_backend/, 'pg_terminate_backend is revoked');
+	is(row('state, workers', $id[1]), 'running|1', 'it still runs');
+	$node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION pg_terminate_backend(integer, bigint) TO PUBLIC');
+	is(sql_as('backup', "SELECT parallel_backup.cancel_backup('$id[1]')"), 't', 'and granted again');
+	$is_cancelled->('after a REVOKE');
 
 	# One that is stopped and only serves WAL.
 	$coordinator = connection($node);
