@@ -13,8 +13,9 @@ use ParallelBackup::Test;
 
 my $claim = 'pgsql_tmp.pg_parallel_basebackup';
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
-# A spread checkpoint that has something to do lasts until somebody asks for a fast one.
-my $node = parallel_node('main', extension => 1, conf => "checkpoint_timeout = '1h'\n");
+# A spread checkpoint that has something to do, of what the buffers hold, lasts until somebody asks for a fast
+# one.
+my $node = parallel_node('main', extension => 1, conf => "checkpoint_timeout = '1h'\nshared_buffers = '16MB'\n");
 mkdir "$tempdir/source";
 $node->safe_psql('postgres', qq(
 	CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;

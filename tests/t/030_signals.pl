@@ -18,7 +18,7 @@ use ParallelBackup::Test;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
 my $target = "$tempdir/target";
-my $node = parallel_node('main', extension => 1, conf => "checkpoint_timeout = '1h'\n");
+my $node = parallel_node('main', extension => 1, conf => "checkpoint_timeout = '1h'\nshared_buffers = '16MB'\n");
 make_file($node->data_dir . '/large', 8 * 1024 * 1024);
 my @client = ('pg_parallel_basebackup', '--no-sync', '-D' => $target);
 
