@@ -106,6 +106,25 @@ for my $exists (0, 1)
 	is_whole($name, $target, $wal, "$tempdir/space");
 }
 
+# --- several that start together: one gets it
+for my $round (1 .. 3)
+{
+	my $target = "$tempdir/new/target";
+	local %ENV = $node->_get_env();
+	my @runs = map {
+		my %run = (out => '', err => '');
+		$run{handle} = IPC::Run::start([ @second, '-D' => $target, '-j' => 1 ], '>' => \$run{out}, '2>' => \$run{err},
+			IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+		\%run
+	} 1 .. 5;
+	my @codes = map { ended($_) } @runs;
+	is_deeply([ sort @codes ], [ 0, 1, 1, 1, 1 ], "several together, $round: one gets it");
+	is_deeply([ grep { !/error: directory ".*" (?:is in use by another backup|exists but is not empty)/ } map { $_->{err} } grep { $_->{handle}->full_result(0) } @runs ],
+		[], "several together, $round: the others say why not");
+	is_whole("several together, $round", $target, "$tempdir/space");
+	rmdir "$tempdir/new";
+}
+
 # --- a tablespace's directory, known once the backup has begun
 {
 	my $first = waits_for_checkpoint('-D' => "$tempdir/target", '-r' => '4M', '-j' => 1);
