@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,6 +25,7 @@ use crate::options::{Options, Slot, Sync, Wal};
 use crate::pq::{Answer, Status};
 use crate::progress::{self, Counters, Stopper};
 use crate::queue::Queue;
+use crate::reconnect::{self, Reconnect, check_same};
 use crate::recovery;
 use crate::reply::Reply;
 use crate::report;
@@ -64,7 +66,7 @@ pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<(
     let connections = Connections::open(options, abort)?;
     abort.heed();
     abort.check()?;
-    or_undone(abort, cleanup, || Backup { options, abort, cleanup }.run(connections))
+    or_undone(abort, cleanup, || Backup::new(options, abort, cleanup).run(connections))
 }
 
 /// Reports a failure, or a panic's, and cleans up after it.
@@ -87,6 +89,7 @@ struct Connections {
     coordinator: Session,
     workers: Vec<Session>,
     wal: Option<Session>,
+    reconnect: Reconnect,
     system: System,
     modes: Modes,
     segment_size: u64,
@@ -123,23 +126,14 @@ impl Connections {
                 if error.hint().is_some() { error } else { explain_limits(error, options.jobs, streaming) }
             };
             let mut session = route::connect(&mut connector, way).map_err(explain)?;
-            let found = session.identify_system()?;
-            if found.identifier != system.identifier {
-                return Err(Error::local("system identifier does not match between connections"));
-            }
-            if let (Some(first), Some(found)) = (system.timeline, found.timeline)
-                && first != found
-            {
-                return Err(Error::local(format!(
-                    "timeline does not match between connections: {first} and {found}"
-                )));
-            }
+            check_same(&mut session, system)?;
             Ok(session)
         };
         let wal = if streaming { Some(another(&system, Route::Replication)?) } else { None };
         let workers = (1..options.jobs).map(|_| another(&system, route)).collect::<Result<Vec<_>>>()?;
         let segment_size = parse_size(&coordinator.show("wal_segment_size")?)?;
-        Ok(Self { coordinator, workers, wal, system, modes, segment_size, recovery_settings })
+        let reconnect = Reconnect { connector, route, system: system.clone(), abort: Arc::clone(abort) };
+        Ok(Self { coordinator, workers, wal, reconnect, system, modes, segment_size, recovery_settings })
     }
 }
 
@@ -176,12 +170,29 @@ struct Backup<'a> {
     options: &'a Options,
     abort: &'a Abort,
     cleanup: &'a Cleanup,
+    /// What lost connections are made anew from, once the first are there.
+    reconnect: Option<Reconnect>,
+    /// A transfer was lost: the server may not have noticed yet.
+    lost_workers: AtomicBool,
 }
 
-impl Backup<'_> {
-    fn run(self, connections: Connections) -> Result<()> {
-        let Connections { mut coordinator, mut workers, mut wal, system, modes, segment_size, .. } =
-            connections;
+impl<'a> Backup<'a> {
+    fn new(options: &'a Options, abort: &'a Abort, cleanup: &'a Cleanup) -> Self {
+        Self { options, abort, cleanup, reconnect: None, lost_workers: AtomicBool::new(false) }
+    }
+
+    fn run(mut self, connections: Connections) -> Result<()> {
+        let Connections {
+            mut coordinator,
+            mut workers,
+            mut wal,
+            reconnect,
+            system,
+            modes,
+            segment_size,
+            recovery_settings,
+        } = connections;
+        self.reconnect = Some(reconnect);
         let options = self.options;
         let server_version = coordinator.server_version();
 
@@ -306,7 +317,7 @@ impl Backup<'_> {
             };
         }
 
-        if let Some(settings) = &connections.recovery_settings {
+        if let Some(settings) = &recovery_settings {
             write_recovery_conf(&target, settings)?;
         }
         self.abort.check()?;
@@ -465,10 +476,9 @@ impl Backup<'_> {
         start: &Start,
         work: &Work<'_>,
     ) -> Result<Stop> {
-        let jobs = workers.len();
         self.fetch(work, coordinator, workers, |coordinator| self.list(coordinator, work))?;
-        let lost_workers = workers.len() < jobs;
 
+        let lost_workers = self.lost_workers.load(Ordering::Relaxed);
         let stop = self.stop(coordinator, start.id, lost_workers)?;
         if self.options.wal != Wal::None {
             self.say(format_args!("write-ahead log end point: {}", stop.position));
@@ -532,23 +542,10 @@ impl Backup<'_> {
         let alive = std::thread::scope(|scope| {
             let threads: Vec<_> = workers
                 .drain(..)
-                .map(|mut session| {
+                .map(|session| {
                     scope.spawn(move || {
                         let _guard = PanicGuard(self.abort);
-                        match work.run(&mut session) {
-                            Ok(()) => Some(session),
-                            // Whether that is the end of the backup shows on the coordinator.
-                            Err(error) if matches!(error.kind(), Kind::Connection | Kind::Server(_)) => {
-                                report::warning(format_args!(
-                                    "lost a connection, the others fetch what it had not finished: {error}"
-                                ));
-                                None
-                            }
-                            Err(error) => {
-                                self.abort.fail(error);
-                                None
-                            }
-                        }
+                        self.fetch_over(session, work)
                     })
                 })
                 .collect();
@@ -578,6 +575,35 @@ impl Backup<'_> {
         } else {
             Err(Error::local("not all files of the backup were received"))
         }
+    }
+
+    /// Works over one connection, and where that is lost over another, until the queue is empty. The
+    /// connection that is left.
+    fn fetch_over(&self, mut session: Session, work: &Work<'_>) -> Option<Session> {
+        for _ in 0..=reconnect::MOST {
+            let error = match work.run(&mut session) {
+                Ok(()) => return Some(session),
+                Err(error) => error,
+            };
+            // Whether that is the end of the backup shows on the coordinator.
+            if !matches!(error.kind(), Kind::Connection | Kind::Server(_)) {
+                self.abort.fail(error);
+                return None;
+            }
+            self.lost_workers.store(true, Ordering::Relaxed);
+            report::warning(format_args!(
+                "lost a connection, the others fetch what it had not finished: {error}"
+            ));
+            // The server has no place for another before this one is gone.
+            drop(session);
+            // The backup is no more, on any connection.
+            if error.kind() != Kind::Connection {
+                return None;
+            }
+            session = self.reconnect.as_ref()?.replace(work.queue)?;
+            self.say("replaced the connection that was lost");
+        }
+        None
     }
 
     fn stop(&self, coordinator: &mut Session, id: BackupId, lost_workers: bool) -> Result<Stop> {
@@ -874,7 +900,7 @@ mod tests {
             }
             end
         };
-        let backup = Backup { options: &options, abort: &abort, cleanup: &cleanup };
+        let backup = Backup::new(&options, &abort, &cleanup);
         let outcome = backup.fetch(&work, &mut coordinator, &mut vec![worker], list);
         assert_eq!(servers.map(|server| server.commands().len()), [0, 1]);
         (outcome.map_err(|error| abort.cause().unwrap_or(error)), work.queue.is_complete())

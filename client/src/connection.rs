@@ -6,7 +6,7 @@ mod copy;
 use std::ffi::CString;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::Command;
 use protocol::reply::Column;
@@ -36,6 +36,8 @@ pub struct Session {
     abort: Arc<Abort>,
     /// A command was sent and not all of its results were read.
     running: bool,
+    /// When waiting is given up, for a connection that nobody may have to wait for.
+    deadline: Option<Instant>,
     /// Set once bytes are read without libpq: whatever comes unasked is read by it from then on.
     wire: Option<Wire>,
 }
@@ -72,6 +74,11 @@ impl Session {
     pub fn send_command(&mut self, command: &Command) -> Result<()> {
         let text = self.text_of(command);
         self.send(&text)
+    }
+
+    /// From now on waits last as long as they have to.
+    pub fn lift_deadline(&mut self) {
+        self.deadline = None;
     }
 
     /// The server process at the other end.
@@ -285,7 +292,11 @@ impl Session {
         if let Some(also) = also {
             descriptors.push(PollFd::from_borrowed_fd(also, PollFlags::IN));
         }
-        let timeout = timeout.map(|timeout| Timespec {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return Err(Error::connection("server did not answer in time"));
+        }
+        let timeout = timeout.min(left).or(timeout).or(left).map(|timeout| Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         });

@@ -3,7 +3,8 @@
 //!
 //! `backup` says in which order things happen, the modules below it how:
 //! - `options`, `tablespace`: the command line;
-//! - `route`, `connection`, `pq` (libpq), `tls` (OpenSSL), `prompt`, `cancel`: the server, and commands;
+//! - `route`, `connection`, `reconnect`, `pq` (libpq), `tls` (OpenSSL), `prompt`, `cancel`: the server, and
+//!   commands;
 //! - `wire`, `receive`, `reply`, `chunk`: what comes, read past libpq where that can be;
 //! - `queue`, `split`, `transfer`, `reverify`, `behind`, `writer`: files and who fetches them;
 //! - `target`, `claim`, `cleanup`, `sync`: the directories that are written;
@@ -35,6 +36,7 @@ mod progress;
 mod prompt;
 mod queue;
 mod receive;
+mod reconnect;
 mod recovery;
 mod reply;
 mod report;

@@ -50,6 +50,18 @@ pub enum CopyRead {
     Error,
 }
 
+/// How far a connection that was begun has come.
+pub enum Progress {
+    /// It is there.
+    Done,
+    /// The socket must become readable first.
+    WantRead,
+    /// It must become writable first.
+    WantWrite,
+    /// It cannot be made.
+    Failed,
+}
+
 /// Cancels whatever a connection is running.
 pub enum Canceller {
     /// Over a connection that is encrypted as the other is.
@@ -93,6 +105,17 @@ impl Pg {
         // SAFETY: as in `connect`.
         let raw = unsafe { pq_sys::PQconnectStartParams(names.as_ptr(), values.as_ptr(), 0) };
         Self::adopt(raw)
+    }
+
+    /// Goes on with a connection that was begun, as far as it gets without waiting.
+    pub fn poll(&mut self) -> Progress {
+        // SAFETY: the connection is live.
+        match unsafe { pq_sys::PQconnectPoll(self.raw.as_ptr()) } {
+            pq_sys::PostgresPollingStatusType::PGRES_POLLING_OK => Progress::Done,
+            pq_sys::PostgresPollingStatusType::PGRES_POLLING_READING => Progress::WantRead,
+            pq_sys::PostgresPollingStatusType::PGRES_POLLING_WRITING => Progress::WantWrite,
+            _ => Progress::Failed,
+        }
     }
 
     fn adopt(raw: *mut pq_sys::PGconn) -> Option<Self> {

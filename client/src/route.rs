@@ -3,6 +3,7 @@
 //! copy is the same.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use protocol::SqlState;
 
@@ -61,6 +62,15 @@ pub fn find(connector: &mut Connector, streaming: bool) -> Result<Session> {
 /// One more connection. What an ordinary one has come to is looked at anew: databases can be renamed.
 pub fn connect(connector: &mut Connector, route: Route) -> Result<Session> {
     let mut session = connector.connect(route)?;
+    if route == Route::Procedures {
+        check_procedures(&mut session)?;
+    }
+    Ok(session)
+}
+
+/// The same in the middle of a backup, within a time.
+pub fn reconnect(connector: &Connector, route: Route, deadline: Instant) -> Result<Session> {
+    let mut session = connector.reconnect(route, deadline)?;
     if route == Route::Procedures {
         check_procedures(&mut session)?;
     }

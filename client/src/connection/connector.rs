@@ -3,12 +3,15 @@
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::PollFlags;
 
 use super::{Route, Session};
 use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::options::{ConnectionOptions, PasswordPrompt};
-use crate::pq::{self, Keyword, Pg};
+use crate::pq::{self, Keyword, Pg, Progress};
 use crate::prompt;
 use crate::report::PROGRAM;
 
@@ -100,21 +103,32 @@ impl Connector {
             drop(pg);
             self.prompt()?;
         };
-        if !(OLDEST_SERVER..UNKNOWN_SERVER).contains(&pg.server_version()) {
-            let version = pg.parameter_status(c"server_version").unwrap_or_else(|| "'unknown'".to_owned());
-            return Err(Error::local(format!("incompatible server version {version}"))
-                .with_detail("This program makes backups of PostgreSQL 15 to 18."));
+        check_server(&pg)?;
+        Ok(self.session(pg, route, None))
+    }
+
+    /// Makes one more connection, with no prompt, and gives it up at that moment. The deadline holds until
+    /// it is lifted.
+    pub fn reconnect(&self, route: Route, deadline: Instant) -> Result<Session> {
+        let pg = Pg::start(&self.keywords(route)?)
+            .ok_or_else(|| Error::connection("could not connect to server"))?;
+        let mut session = self.session(pg, route, Some(deadline));
+        let mut awaited = PollFlags::OUT;
+        loop {
+            while !session.wait_for(awaited, None, None)? {}
+            awaited = match session.pg.poll() {
+                Progress::Done => break,
+                Progress::WantRead => PollFlags::IN,
+                Progress::WantWrite => PollFlags::OUT,
+                Progress::Failed => return Err(Error::connection(session.pg.error_message())),
+            };
         }
-        match pg.parameter_status(c"integer_datetimes").as_deref() {
-            Some("on") => {}
-            Some(_) => {
-                return Err(Error::local("\"integer_datetimes\" compile flag does not match server"));
-            }
-            None => {
-                return Err(Error::local("could not determine server setting for \"integer_datetimes\""));
-            }
-        }
-        Ok(Session { pg, route, abort: Arc::clone(&self.abort), running: false, wire: None })
+        check_server(&session.pg)?;
+        Ok(session)
+    }
+
+    fn session(&self, pg: Pg, route: Route, deadline: Option<Instant>) -> Session {
+        Session { pg, route, abort: Arc::clone(&self.abort), running: false, deadline, wire: None }
     }
 
     /// From now on connections go to the very host, address and port that this one reached: with
@@ -200,6 +214,25 @@ impl Connector {
         self.password = Some(CString::new(password).map_err(|_| Error::local("password contains a NUL"))?);
         Ok(())
     }
+}
+
+/// Fails where the server cannot be backed up by this program.
+fn check_server(pg: &Pg) -> Result<()> {
+    if !(OLDEST_SERVER..UNKNOWN_SERVER).contains(&pg.server_version()) {
+        let version = pg.parameter_status(c"server_version").unwrap_or_else(|| "'unknown'".to_owned());
+        return Err(Error::local(format!("incompatible server version {version}"))
+            .with_detail("This program makes backups of PostgreSQL 15 to 18."));
+    }
+    match pg.parameter_status(c"integer_datetimes").as_deref() {
+        Some("on") => {}
+        Some(_) => {
+            return Err(Error::local("\"integer_datetimes\" compile flag does not match server"));
+        }
+        None => {
+            return Err(Error::local("could not determine server setting for \"integer_datetimes\""));
+        }
+    }
+    Ok(())
 }
 
 /// Keywords under construction.
