@@ -19,4 +19,6 @@ if ! mkdir -p "$library" "$extension" 2>/dev/null || [ ! -w "$library" ] || [ ! 
 		'(with CARGO_TARGET_DIR='"$CARGO_TARGET_DIR"' nothing is compiled twice)'
 fi
 install -m 755 "$CARGO_TARGET_DIR/release/libpg_parallel_backup.so" "$library/pg_parallel_backup.so"
+# An install script of an earlier version must not stay: it would take a schema that is there already.
+rm -f "$extension"/pg_parallel_backup--*.sql
 install -m 644 "$ROOT/pg_parallel_backup.control" "$ROOT"/sql/*.sql "$extension"

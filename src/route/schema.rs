@@ -5,25 +5,22 @@
 //! To the library these are a few kilobytes in a section of their own, which nothing reads when it
 //! runs. Plain cargo and `make install` copy the files of sql/ instead.
 
-pgrx::extension_sql_file!("../../sql/pg_parallel_backup--0.1.0.sql", name = "version_0_1_0", bootstrap);
-pgrx::extension_sql_file!(
-    "../../sql/pg_parallel_backup--0.1.0--0.2.0.sql",
-    name = "version_0_2_0",
-    requires = ["version_0_1_0"]
-);
+pgrx::extension_sql_file!("../../sql/pg_parallel_backup--0.3.0.sql", name = "version_0_3_0", bootstrap);
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    /// Every script of sql/ has its place above, and every function is marked.
+    /// The install script is the one above, and every function is marked.
     #[test]
     fn nothing_is_forgotten() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let declared = include_str!("schema.rs");
-        for entry in root.join("sql").read_dir().unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(declared.contains(&format!("\"../../sql/{name}\"")), "{name}");
+        // Others lead from one version to the next: two versions in the name.
+        let install = root.join("sql").read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        for name in install.map(|name| name.into_string().unwrap()) {
+            let is_declared = declared.contains(&format!("\"../../sql/{name}\""));
+            assert_eq!(is_declared, name.matches("--").count() == 1, "{name}");
         }
         for source in [include_str!("sql.rs"), include_str!("procedures.rs")] {
             assert!(source.contains("#[pg_extern(sql = false)]"));

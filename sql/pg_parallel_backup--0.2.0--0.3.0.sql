@@ -1,0 +1,59 @@
+-- complain if the script is sourced in psql and not by ALTER EXTENSION
+\echo Use "ALTER EXTENSION pg_parallel_backup UPDATE TO '0.3.0'" to load this file. \quit
+
+-- Before 0.3.0 CREATE EXTENSION took a schema "parallel_backup" that was there already, whoever owned it.
+-- That role could put procedures of its own beside those of the extension, or another schema in its place,
+-- and whoever called them ran its code. From here on the schema is the extension's, like all that is in it.
+DO $$
+DECLARE
+    extension pg_catalog.oid;
+    schema pg_catalog.oid;
+    owner pg_catalog.name;
+    strangers pg_catalog.text;
+    grantee pg_catalog.text;
+BEGIN
+    SELECT e.oid, e.extnamespace, pg_catalog.pg_get_userbyid(e.extowner)
+        INTO STRICT extension, schema, owner
+        FROM pg_catalog.pg_extension AS e WHERE e.extname = 'pg_parallel_backup';
+    IF schema IS DISTINCT FROM (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = 'parallel_backup') THEN
+        RAISE EXCEPTION 'schema "parallel_backup" is not the one that extension "pg_parallel_backup" was installed in'
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  DETAIL = pg_catalog.format('That one is called %I now.', schema::pg_catalog.regnamespace::pg_catalog.text),
+                  HINT = 'Find out who has renamed it, and drop and create the extension.';
+    END IF;
+
+    SELECT pg_catalog.string_agg(pg_catalog.pg_describe_object(d.classid, d.objid, 0), ', ')
+        INTO strangers
+        FROM pg_catalog.pg_depend AS d
+        WHERE d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = schema
+          AND d.deptype = 'n' AND d.classid <> 'pg_catalog.pg_extension'::pg_catalog.regclass
+          AND NOT EXISTS (
+              SELECT FROM pg_catalog.pg_depend AS m
+              WHERE m.classid = d.classid AND m.objid = d.objid AND m.refobjid = extension
+                AND m.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND m.deptype = 'e');
+    IF strangers IS NOT NULL THEN
+        RAISE EXCEPTION 'schema "parallel_backup" has objects that do not belong to extension "pg_parallel_backup"'
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  DETAIL = pg_catalog.format('These are: %s.', strangers),
+                  HINT = 'Find out who has made them, and drop them.';
+    END IF;
+
+    EXECUTE pg_catalog.format('ALTER SCHEMA parallel_backup OWNER TO %I', owner);
+    FOR grantee IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                                       ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END
+        FROM pg_catalog.pg_namespace AS n, pg_catalog.aclexplode(n.nspacl) AS a
+        WHERE n.oid = schema AND a.grantee <> n.nspowner
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON SCHEMA parallel_backup FROM %s CASCADE', grantee);
+    END LOOP;
+    GRANT USAGE ON SCHEMA parallel_backup TO PUBLIC;
+
+    -- A schema cannot belong to the extension that is in it. The extension itself has no need of one, and
+    -- no statement moves it where it is not relocatable.
+    UPDATE pg_catalog.pg_extension SET extnamespace = 'pg_catalog'::pg_catalog.regnamespace WHERE oid = extension;
+    DELETE FROM pg_catalog.pg_depend
+        WHERE classid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND objid = extension
+          AND refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid = schema;
+    ALTER EXTENSION pg_parallel_backup ADD SCHEMA parallel_backup;
+END $$;
