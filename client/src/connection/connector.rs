@@ -338,6 +338,22 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_never_answers_holds_nobody_up() {
+        let place = tempfile::tempdir().unwrap();
+        // Connections are taken by the system, and nobody says a word.
+        let _listener = std::os::unix::net::UnixListener::bind(place.path().join(".s.PGSQL.1")).unwrap();
+        let conninfo = format!("host={} port=1 user=x", place.path().display());
+        let connector = connector(&conninfo, None);
+        let soon = Instant::now() + std::time::Duration::from_millis(100);
+        let error = connector.reconnect(Route::Replication, soon).err().unwrap();
+        assert_eq!(error.message(), "server did not answer in time");
+
+        connector.abort.fail(Error::local("interrupted"));
+        let later = Instant::now() + std::time::Duration::from_secs(3600);
+        assert!(connector.reconnect(Route::Replication, later).is_err());
+    }
+
+    #[test]
     fn a_pinned_place_replaces_lists_of_hosts() {
         let mut connector = connector("host=a,b hostaddr=10.0.0.1,10.0.0.2 port=1,2", None);
         connector.pinned =
