@@ -22,7 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::limits;
 use crate::manifest::{Manifest, WalRange};
 use crate::options::{Options, Slot, Sync, Wal};
-use crate::pq::{Answer, Status};
+use crate::pq::{QueryResult, Status};
 use crate::progress::{self, Counters, Stopper};
 use crate::queue::Queue;
 use crate::reconnect::{self, Reconnect, check_same};
@@ -696,7 +696,7 @@ impl<'a> Backup<'a> {
     }
 }
 
-fn add_listed(answer: &Answer, row: usize, work: &Work<'_>) -> Result<()> {
+fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
     let name = bytes(answer, row, 0)?;
     let path = BackupPath::parse(name).map_err(|error| {
         Error::local(format!(
@@ -760,11 +760,11 @@ fn write_recovery_conf(target: &Target, settings: &[u8]) -> Result<()> {
     target.write(recovery::SIGNAL_FILE, b"")
 }
 
-fn wal_range(answer: &Answer, row: usize) -> Result<WalRange> {
+fn wal_range(answer: &QueryResult, row: usize) -> Result<WalRange> {
     Ok(WalRange { timeline: number(answer, row, 0)?, start: lsn(answer, row, 1)?, end: lsn(answer, row, 2)? })
 }
 
-fn lsn(answer: &Answer, row: usize, column: usize) -> Result<Lsn> {
+fn lsn(answer: &QueryResult, row: usize, column: usize) -> Result<Lsn> {
     number(answer, row, column)
 }
 

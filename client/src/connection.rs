@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::abort::Abort;
 use crate::cancel;
 use crate::error::{Error, Kind, Result};
-use crate::pq::{Answer, CopyData, CopyRead, Pg, Status};
+use crate::pq::{CopyData, CopyRead, Pg, QueryResult, Status};
 use crate::wire::Wire;
 
 pub use connector::Connector;
@@ -105,7 +105,7 @@ impl Session {
 
     /// The next result of the command that runs; `None` after the last. An error that the server
     /// reports is an `Err`; the rest of the command's results are gone then.
-    pub fn result(&mut self) -> Result<Option<Answer>> {
+    pub fn result(&mut self) -> Result<Option<QueryResult>> {
         while self.pg.is_busy() {
             self.wait_and_consume()?;
         }
@@ -125,7 +125,7 @@ impl Session {
     }
 
     /// The next result, which must be a result set that begins with these columns.
-    pub fn result_set(&mut self, columns: &[Column]) -> Result<Answer> {
+    pub fn result_set(&mut self, columns: &[Column]) -> Result<QueryResult> {
         let answer = self.result()?.ok_or_else(|| unexpected("the end of the results"))?;
         if answer.status() != Status::PGRES_TUPLES_OK {
             return Err(unexpected(&format!("a result of status {:?}", answer.status())));
@@ -147,7 +147,7 @@ impl Session {
     }
 
     /// Runs a command of the replication grammar, or a query, that has one row.
-    pub fn query(&mut self, command: &str) -> Result<Answer> {
+    pub fn query(&mut self, command: &str) -> Result<QueryResult> {
         let rows = self.rows(command)?;
         if rows.rows() == 1 {
             return Ok(rows);
@@ -156,7 +156,7 @@ impl Session {
     }
 
     /// The same with any number of rows.
-    pub fn rows(&mut self, command: &str) -> Result<Answer> {
+    pub fn rows(&mut self, command: &str) -> Result<QueryResult> {
         let kind = if self.route == Route::Replication { "replication command" } else { "query" };
         let doing = || format!("could not send {kind} \"{command}\"");
         self.send(command.as_bytes()).map_err(|error| error.context(doing()))?;
@@ -340,7 +340,7 @@ pub enum Message {
 }
 
 /// Fails unless a result begins with these columns; a later version may add some.
-pub fn check_columns(answer: &Answer, columns: &[Column]) -> Result<()> {
+pub fn check_columns(answer: &QueryResult, columns: &[Column]) -> Result<()> {
     let expected = columns.iter().enumerate();
     match expected.into_iter().find(|(number, column)| answer.column_name(*number) != column.name) {
         None => Ok(()),
@@ -349,20 +349,20 @@ pub fn check_columns(answer: &Answer, columns: &[Column]) -> Result<()> {
 }
 
 /// A value that must be there, as text.
-pub fn text(answer: &Answer, row: usize, column: usize) -> Result<&str> {
+pub fn text(answer: &QueryResult, row: usize, column: usize) -> Result<&str> {
     std::str::from_utf8(bytes(answer, row, column)?)
         .map_err(|_| unexpected(&format!("no text in column \"{}\"", answer.column_name(column))))
 }
 
 /// A value that must be there, as it came.
-pub fn bytes(answer: &Answer, row: usize, column: usize) -> Result<&[u8]> {
+pub fn bytes(answer: &QueryResult, row: usize, column: usize) -> Result<&[u8]> {
     answer
         .value(row, column)
         .ok_or_else(|| unexpected(&format!("no value in column \"{}\"", answer.column_name(column))))
 }
 
 /// A value that must be there and have this form.
-pub fn number<T: FromStr>(answer: &Answer, row: usize, column: usize) -> Result<T> {
+pub fn number<T: FromStr>(answer: &QueryResult, row: usize, column: usize) -> Result<T> {
     let value = text(answer, row, column)?;
     value
         .parse()

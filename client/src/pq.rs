@@ -28,7 +28,7 @@ pub struct Pg {
 unsafe impl Send for Pg {}
 
 /// A result of a command.
-pub struct Answer {
+pub struct QueryResult {
     raw: NonNull<pq_sys::PGresult>,
 }
 
@@ -267,9 +267,9 @@ impl Pg {
     }
 
     /// The next result of the command, `None` after the last.
-    pub fn result(&mut self) -> Option<Answer> {
+    pub fn result(&mut self) -> Option<QueryResult> {
         // SAFETY: the connection is live; the result is owned from here on.
-        NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) }).map(|raw| Answer { raw })
+        NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) }).map(|raw| QueryResult { raw })
     }
 
     /// The next CopyData message, if one is complete.
@@ -331,7 +331,7 @@ impl Drop for Pg {
     }
 }
 
-impl Answer {
+impl QueryResult {
     /// How the command went.
     pub fn status(&self) -> Status {
         // SAFETY: the result is live.
@@ -391,13 +391,13 @@ impl Answer {
     }
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for QueryResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Answer({:?})", self.status())
+        write!(f, "QueryResult({:?})", self.status())
     }
 }
 
-impl Drop for Answer {
+impl Drop for QueryResult {
     fn drop(&mut self) {
         // SAFETY: the result is live, and nobody can use it afterwards.
         unsafe { pq_sys::PQclear(self.raw.as_ptr()) }

@@ -5,7 +5,7 @@ use protocol::reply::{CHECKSUM, Column};
 
 use crate::connection::Session;
 use crate::error::{Error, Result};
-use crate::pq::Answer;
+use crate::pq::QueryResult;
 
 /// The reply to a command, as far as it has come.
 #[derive(Debug)]
@@ -22,14 +22,14 @@ impl Reply {
     }
 
     /// The next result set, which must begin with these columns.
-    pub fn result_set(&mut self, session: &mut Session, columns: &[Column]) -> Result<Answer> {
+    pub fn result_set(&mut self, session: &mut Session, columns: &[Column]) -> Result<QueryResult> {
         let answer = session.result_set(columns)?;
         self.check(&answer)?;
         Ok(answer)
     }
 
     /// Checks the rows of a result. Fails where one is not what the server sent.
-    pub fn check(&mut self, answer: &Answer) -> Result<()> {
+    pub fn check(&mut self, answer: &QueryResult) -> Result<()> {
         // What a later version adds comes after it, and is covered as well.
         let Some(place) = (0..answer.columns()).rev().find(|at| answer.column_name(*at) == CHECKSUM.name)
         else {
