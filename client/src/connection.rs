@@ -95,7 +95,7 @@ impl Session {
     pub fn send(&mut self, command: &[u8]) -> Result<()> {
         let command =
             CString::new(command).map_err(|_| Error::local("replication command contains a NUL byte"))?;
-        self.settle()?;
+        self.consume_unsolicited()?;
         if !self.pg.send_query(&command) {
             return Err(self.lost("could not send replication command"));
         }
@@ -221,7 +221,7 @@ impl Session {
     /// Notices a connection that was lost while nothing was asked of it.
     pub fn check_alive(&mut self) -> Result<()> {
         if self.wire.is_some() {
-            return self.settle();
+            return self.consume_unsolicited();
         }
         if self.wait(Some(Duration::ZERO), None)? && !self.pg.consume_input() || !self.pg.is_ok() {
             return Err(self.lost("connection to server was lost"));

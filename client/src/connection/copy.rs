@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// Looks at what came unasked since libpq was left out, to the end of a message: libpq can go on.
-    pub(super) fn settle(&mut self) -> Result<()> {
+    pub(super) fn consume_unsolicited(&mut self) -> Result<()> {
         let Some(mut wire) = self.wire.take() else { return Ok(()) };
         let outcome = self.read_unasked(&mut wire);
         self.wire = Some(wire);
