@@ -43,6 +43,12 @@ pub enum Error {
         /// The command.
         procedure: &'static str,
     },
+    /// A CALL by a role that could not read the cluster's files otherwise.
+    #[error("permission denied to call {procedure}")]
+    NotForThisRole {
+        /// The command.
+        procedure: &'static str,
+    },
     /// This session is in backup mode already, by whatever means.
     #[error("a backup is already in progress in this session")]
     BackupInProgress,
@@ -194,9 +200,11 @@ impl Error {
             | Self::Promoted => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::TooManyBackups { .. } => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
             Self::UnknownBackup(_) | Self::Stopped(_) => SqlState::UNDEFINED_OBJECT,
-            Self::OtherRole(_) | Self::CannotCancel(_) | Self::CannotTerminate | Self::NotInBackup { .. } => {
-                SqlState::INSUFFICIENT_PRIVILEGE
-            }
+            Self::OtherRole(_)
+            | Self::CannotCancel(_)
+            | Self::CannotTerminate
+            | Self::NotForThisRole { .. }
+            | Self::NotInBackup { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
             Self::Aborted(_) => SqlState::QUERY_CANCELED,
             Self::LabelMismatch | Self::RangeOfOther { .. } | Self::RangeAlignment { .. } => {
                 SqlState::INVALID_PARAMETER_VALUE
@@ -222,6 +230,10 @@ impl Error {
             )),
             Self::ExtendedProtocol { .. } => Some(
                 "Send the CALL with its arguments as literals, without parameters, by the simple query protocol."
+                    .into(),
+            ),
+            Self::NotForThisRole { .. } => Some(
+                "Besides EXECUTE the role needs the REPLICATION attribute or the rights of \"pg_read_server_files\"."
                     .into(),
             ),
             Self::OwnsBackup => Some("Use STOP_BACKUP, or disconnect to abort the backup.".into()),

@@ -159,7 +159,7 @@ extension() {
 	is 'is the latest' "$(query "SELECT extversion FROM pg_extension WHERE extname = 'pg_parallel_backup'")" "$latest"
 	check 'gone' query 'DROP EXTENSION pg_parallel_backup'
 	check 'and there again' query 'CREATE EXTENSION pg_parallel_backup'
-	check 'roles' query "CREATE ROLE backup LOGIN PASSWORD 'secret'; CREATE ROLE nobody LOGIN PASSWORD 'secret'"
+	check 'roles' query "CREATE ROLE backup LOGIN PASSWORD 'secret' IN ROLE pg_read_server_files; CREATE ROLE nobody LOGIN PASSWORD 'secret'"
 	check 'rights' query 'GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO backup'
 	check 'data' query 'CREATE TABLE numbers AS SELECT generate_series(1, 200000) AS n'
 	like 'a role without rights is refused' \

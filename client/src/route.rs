@@ -20,7 +20,7 @@ const HOW_TO_INSTALL: &str = "Install the extension pg_parallel_backup on the se
 
 /// What the procedures' privileges are granted with.
 const HOW_TO_GRANT: &str = "As a superuser, run GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO \
-    the role.";
+    the role, and GRANT pg_read_server_files TO the role unless it has the REPLICATION attribute.";
 
 /// Where a backup can be made without a replication connection.
 const HOW_TO_AVOID_REPLICATION: &str = "With -X fetch or -X none no replication connection is needed, if the \

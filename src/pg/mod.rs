@@ -4,6 +4,7 @@
 //! Each bindgen function is guarded by pgrx: an ERROR that it raises unwinds through Rust as a
 //! panic and becomes an ERROR again at the entry that PostgreSQL called.
 
+pub mod arguments;
 pub mod backend;
 pub mod backup;
 pub mod checksum_stats;

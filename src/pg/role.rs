@@ -35,3 +35,16 @@ pub fn is_superuser() -> bool {
         answer
     }
 }
+
+/// Whether the role that this session acts as may read all files of the server: a superuser, with the
+/// REPLICATION attribute, or with the rights of pg_read_server_files. To be asked within a transaction.
+#[allow(unsafe_code)]
+pub fn may_read_cluster() -> bool {
+    // SAFETY: these read the catalogs.
+    unsafe {
+        let role = pg_sys::GetUserId();
+        pg_sys::superuser_arg(role)
+            || pg_sys::has_rolreplication(role)
+            || pg_sys::has_privs_of_role(role, pg_sys::Oid::from(pg_sys::ROLE_PG_READ_SERVER_FILES))
+    }
+}

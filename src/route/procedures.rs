@@ -11,65 +11,49 @@ use protocol::command::{RawFile, RawOption, RawValue};
 use protocol::{Command, CommandKind};
 
 use crate::command;
+use crate::error::{Error, Result};
+use crate::pg::arguments::Arguments;
 use crate::pg::procedure::{self, Called, Transaction};
-use crate::pg::{guard, report};
+use crate::pg::{guard, report, role};
 
 /// START_BACKUP.
 #[pg_extern(sql = false)]
-fn parallel_backup_start_backup(
-    label: Option<String>,
-    checkpoint: Option<String>,
-    progress: Option<bool>,
-    verify_checksums: Option<bool>,
-    max_rate: Option<i64>,
-    info: pg_sys::FunctionCallInfo,
-) {
+fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
+    let given = Arguments::of(info);
     let options = [
-        text("label", label),
-        text("checkpoint", checkpoint),
-        boolean("progress", progress),
-        boolean("verify_checksums", verify_checksums),
-        integer("max_rate", max_rate),
+        text("label", given.text(0)),
+        text("checkpoint", given.text(1)),
+        boolean("progress", given.boolean(2)),
+        boolean("verify_checksums", given.boolean(3)),
+        integer("max_rate", given.int8(4)),
     ];
     call(CommandKind::StartBackup, c"START_BACKUP", Called::of(info), Vec::new(), options);
 }
 
 /// SEND_FILE_LIST.
 #[pg_extern(sql = false)]
-fn parallel_backup_send_file_list(
-    backup_id: Option<String>,
-    estimate: Option<bool>,
-    info: pg_sys::FunctionCallInfo,
-) {
-    let options = [text("backup_id", backup_id), boolean("estimate", estimate)];
+fn parallel_backup_send_file_list(info: pg_sys::FunctionCallInfo) {
+    let given = Arguments::of(info);
+    let options = [text("backup_id", given.text(0)), boolean("estimate", given.boolean(1))];
     call(CommandKind::SendFileList, c"SEND_FILE_LIST", Called::of(info), Vec::new(), options);
 }
 
 /// SEND_FILES_CONTENT. Offsets and lengths belong to the files at the same place; a NULL, or an
 /// array that has ended, means the whole file.
 #[pg_extern(sql = false)]
-// A procedure's arguments are the command's options.
-#[allow(clippy::too_many_arguments)]
-fn parallel_backup_send_files_content(
-    files: Option<Vec<Option<String>>>,
-    backup_id: Option<String>,
-    offsets: Option<Vec<Option<i64>>>,
-    lengths: Option<Vec<Option<i64>>>,
-    verify_checksums: Option<bool>,
-    file_checksum: Option<String>,
-    compression: Option<String>,
-    compression_level: Option<i32>,
-    info: pg_sys::FunctionCallInfo,
-) {
+fn parallel_backup_send_files_content(info: pg_sys::FunctionCallInfo) {
+    let given = Arguments::of(info);
+    let (offsets, lengths) = (given.int8s(2), given.int8s(3));
     let at = |numbers: &Option<Vec<Option<i64>>>, place: usize| {
         numbers.as_ref().and_then(|numbers| numbers.get(place).copied().flatten())
     };
-    let files = files
+    let files = given
+        .texts(0)
         .unwrap_or_default()
         .into_iter()
         .enumerate()
         .map(|(place, path)| RawFile {
-            path: path.unwrap_or_default().into_bytes(),
+            path: path.unwrap_or_default(),
             options: [integer("offset", at(&offsets, place)), integer("length", at(&lengths, place))]
                 .into_iter()
                 .flatten()
@@ -77,24 +61,21 @@ fn parallel_backup_send_files_content(
         })
         .collect();
     let options = [
-        text("backup_id", backup_id),
-        boolean("verify_checksums", verify_checksums),
-        text("file_checksum", file_checksum),
-        text("compression", compression),
-        integer("compression_level", compression_level.map(i64::from)),
+        text("backup_id", given.text(1)),
+        boolean("verify_checksums", given.boolean(4)),
+        text("file_checksum", given.text(5)),
+        text("compression", given.text(6)),
+        integer("compression_level", given.int4(7).map(i64::from)),
     ];
     call(CommandKind::SendFilesContent, c"SEND_FILES_CONTENT", Called::of(info), files, options);
 }
 
 /// STOP_BACKUP.
 #[pg_extern(sql = false)]
-fn parallel_backup_stop_backup(
-    backup_id: Option<String>,
-    label: Option<String>,
-    wait: Option<bool>,
-    info: pg_sys::FunctionCallInfo,
-) {
-    let options = [text("backup_id", backup_id), text("label", label), boolean("wait", wait)];
+fn parallel_backup_stop_backup(info: pg_sys::FunctionCallInfo) {
+    let given = Arguments::of(info);
+    let options =
+        [text("backup_id", given.text(0)), text("label", given.text(1)), boolean("wait", given.boolean(2))];
     call(CommandKind::StopBackup, c"STOP_BACKUP", Called::of(info), Vec::new(), options);
 }
 
@@ -117,11 +98,22 @@ fn call(
         CommandKind::SendFileList | CommandKind::SendFilesContent => Transaction::None,
     };
     let work = || super::carry_out(Command::parse(kind, files, options));
-    let result = procedure::run(name, called, transaction, || guard::on_failure(work, command::finished));
+    let result = check_rights(name).and_then(|()| {
+        procedure::run(name, called, transaction, || guard::on_failure(work, command::finished))
+    });
     match result {
         Ok(()) => command::finished(),
         Err(error) => report::raise(&error),
     }
+}
+
+/// EXECUTE alone is no sign that somebody was meant to read the whole cluster: GRANT ... ON ALL ROUTINES
+/// gives it away by the dozen.
+fn check_rights(name: &'static CStr) -> Result<()> {
+    if role::may_read_cluster() {
+        return Ok(());
+    }
+    Err(Error::NotForThisRole { procedure: name.to_str().unwrap_or_default() })
 }
 
 /// The log line: command, backup and number of files, as log_replication_commands asks for.
@@ -138,8 +130,8 @@ fn describe(kind: CommandKind, files: usize, options: &[RawOption]) -> String {
     line
 }
 
-fn text(name: &str, value: Option<String>) -> Option<RawOption> {
-    value.map(|value| option(name, RawValue::Text(value.into_bytes())))
+fn text(name: &str, value: Option<Vec<u8>>) -> Option<RawOption> {
+    value.map(|value| option(name, RawValue::Text(value)))
 }
 
 fn boolean(name: &str, value: Option<bool>) -> Option<RawOption> {

@@ -12,6 +12,7 @@ use protocol::{BackupId, CommandError};
 
 use crate::backup::registry::{self, State};
 use crate::error::{Error, Result};
+use crate::pg::arguments::Arguments;
 use crate::pg::{backend, report};
 
 /// A row a backup. Times are microseconds since PostgreSQL's epoch, sizes bytes, the rate kB/s.
@@ -61,8 +62,9 @@ fn parallel_backup_get_backups() -> TableIterator<
 /// Aborts a backup: its coordinator is terminated, and who is sending something of it. With
 /// pg_terminate_backend's rights; 42704 where there is no such backup.
 #[pg_extern(sql = false)]
-fn parallel_backup_cancel_backup(id: &str) -> bool {
-    match cancel(id) {
+fn parallel_backup_cancel_backup(info: pg_sys::FunctionCallInfo) -> bool {
+    // STRICT: never NULL.
+    match cancel(&Arguments::of(info).text(0).unwrap_or_default()) {
         Ok(done) => done,
         Err(error) => report::raise(&error),
     }
@@ -70,8 +72,11 @@ fn parallel_backup_cancel_backup(id: &str) -> bool {
 
 /// Rights are looked up first, which reads the catalog; what they are then used on is looked at once
 /// more, under the registry's lock.
-fn cancel(text: &str) -> Result<bool> {
-    let id: BackupId = text.parse().map_err(|_| CommandError::UnknownBackup(encode(text.as_bytes())))?;
+fn cancel(text: &[u8]) -> Result<bool> {
+    let id: BackupId = std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| CommandError::UnknownBackup(encode(text)))?;
     let (backup, transfers) = registry::members(id).ok_or(Error::UnknownBackup(id))?;
     if !backend::may_execute_terminate() {
         return Err(Error::CannotTerminate);

@@ -46,17 +46,16 @@ sub usable
 
 	is($psql->('SHOW pg_parallel_backup.replication_grammar'), $patched ? 'on' : 'off', "$server: what the server says of itself");
 
-	# The extension, from its first version on.
-	$psql->("CREATE EXTENSION pg_parallel_backup VERSION '0.1.0'");
-	is($psql->("SELECT count(*) FROM pg_proc WHERE pronamespace = 'parallel_backup'::regnamespace AND prokind = 'p'"), 0, "$server: the first version has no procedures");
-	$psql->('ALTER EXTENSION pg_parallel_backup UPDATE');
-	is($psql->("SELECT extversion = default_version FROM pg_extension JOIN pg_available_extensions ON name = extname WHERE extname = 'pg_parallel_backup'"), 't', "$server: updated to the default version");
-	is($psql->("SELECT count(*) FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.deptype = 'e' WHERE pronamespace = 'parallel_backup'::regnamespace AND prokind = 'p'"), 4, "$server: updated in place");
+	$psql->('CREATE EXTENSION pg_parallel_backup');
+	is($psql->("SELECT extversion = default_version FROM pg_extension JOIN pg_available_extensions ON name = extname WHERE extname = 'pg_parallel_backup'"), 't', "$server: the default version");
+	is($psql->("SELECT count(*) FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.deptype = 'e' WHERE pronamespace = 'parallel_backup'::regnamespace AND prokind = 'p'"), 4, "$server: the four procedures");
 	$psql->(q(
-		CREATE ROLE plain LOGIN;
-		CREATE ROLE other LOGIN;
+		CREATE ROLE plain LOGIN IN ROLE pg_read_server_files;
+		CREATE ROLE other LOGIN REPLICATION;
 		CREATE ROLE nobody LOGIN;
+		CREATE ROLE caller LOGIN;
 		GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO plain, other;
+		GRANT ALL ON ALL ROUTINES IN SCHEMA parallel_backup TO caller;
 		CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;
 		CREATE TABLE big AS SELECT repeat('x', 7000) AS a FROM generate_series(1, 3000);
 		ALTER TABLE big ALTER a SET STORAGE PLAIN;
@@ -292,6 +291,12 @@ sub usable
 	is_error($other, send_files_call(['PG_VERSION'], BACKUP_ID => $id), '42501', qr/./, "$server: another role's backup");
 	is(fetch($sql, ['PG_VERSION'], BACKUP_ID => $id)->{reply}{tag}, 'CALL', "$server: a superuser may");
 	$nobody->close;
+	# EXECUTE alone is given away by the dozen.
+	my $caller = sql_connection($node, user => 'caller');
+	is_error($caller, "CALL parallel_backup.$_", '42501', qr/^permission denied to call [A-Z_]+$/, "$server: EXECUTE alone does not suffice: $_")
+	  for 'start_backup()', 'send_file_list(estimate => true)', q(send_files_content(ARRAY['PG_VERSION'])), 'stop_backup()';
+	still_works($caller, "$server: the session goes on");
+	$caller->close;
 	$other->close;
 
 	# --- the log

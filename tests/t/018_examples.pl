@@ -15,7 +15,7 @@ $node->safe_psql('postgres', q(
 	CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;
 	CREATE TABLE large AS SELECT g AS id, repeat(md5(g::text), 30) AS a FROM generate_series(1, 4000) g;
 	CREATE TABLE "it's" AS SELECT 1 AS a;
-	CREATE ROLE backup LOGIN;
+	CREATE ROLE backup LOGIN IN ROLE pg_read_server_files;
 	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO backup;));
 # Names that need quoting and encoding.
 write_file($node->data_dir . "/it's 100%\x01", 'odd');

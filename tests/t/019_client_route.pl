@@ -53,7 +53,7 @@ sub sections
 		CREATE DATABASE elsewhere;
 		CREATE EXTENSION pg_parallel_backup;
 		CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;
-		CREATE ROLE plain LOGIN;
+		CREATE ROLE plain LOGIN IN ROLE pg_read_server_files;
 		CREATE ROLE nobody LOGIN;
 		CREATE ROLE streamer LOGIN REPLICATION;
 		GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO plain;));

@@ -31,7 +31,7 @@ sub password_node
 		CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;
 		SET password_encryption = 'scram-sha-256';
 		CREATE ROLE backup LOGIN REPLICATION PASSWORD '$password';
-		CREATE ROLE plain LOGIN PASSWORD '$password';
+		CREATE ROLE plain LOGIN PASSWORD '$password' IN ROLE pg_read_server_files;
 		GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA parallel_backup TO plain;));
 	may_back_up($node, 'backup');
 	require_passwords($node);
