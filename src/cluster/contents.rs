@@ -128,7 +128,7 @@ pub fn verdict<'a>(layout: &'a Layout, directory: &[u8], name: &[u8]) -> Verdict
         return Verdict::Excluded;
     }
     // A tablespace inside the data directory is sent as a tablespace, not a second time here.
-    if layout.tablespaces.iter().any(|space| space.relative.as_ref().is_some_and(|r| *r == path)) {
+    if layout.is_tablespace(&path) {
         return Verdict::Emptied;
     }
     Verdict::Included
@@ -216,15 +216,12 @@ mod tests {
             location: location.to_vec(),
             relative: relative.map(<[u8]>::to_vec),
         };
-        Layout {
-            tablespaces: vec![
-                space(16384, b"/srv/space", None),
-                space(16385, b"/data/inside", Some(b"inside")),
-                space(16386, b"pg_tblspc/16386", Some(b"pg_tblspc/16386")),
-            ],
-            version_directory: b"PG_18_202506291".to_vec(),
-            names: Default::default(),
-        }
+        let tablespaces = vec![
+            space(16384, b"/srv/space", None),
+            space(16385, b"/data/inside", Some(b"inside")),
+            space(16386, b"pg_tblspc/16386", Some(b"pg_tblspc/16386")),
+        ];
+        Layout::new(tablespaces, b"PG_18_202506291".to_vec(), Default::default())
     }
 
     fn check(path: &str) -> Option<Option<(u32, Fork, u32)>> {

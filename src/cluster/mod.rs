@@ -7,6 +7,8 @@ pub mod open;
 pub mod wal;
 pub mod walk;
 
+use std::collections::{HashMap, HashSet};
+
 use bytes::{Buf, BufMut};
 use names::Names;
 pub use pages::{names, page, relation};
@@ -45,9 +47,22 @@ pub struct Layout {
     pub version_directory: Vec<u8>,
     /// How this server reads the names of files.
     pub names: Names,
+    /// Places among the tablespaces by the names of their entries in pg_tblspc: it is asked for at each
+    /// component of each path.
+    entries: HashMap<Vec<u8>, usize>,
+    /// Where tablespaces lie in the data directory.
+    inside: HashSet<Vec<u8>>,
 }
 
 impl Layout {
+    /// That of a cluster with these tablespaces.
+    pub fn new(tablespaces: Vec<Tablespace>, version_directory: Vec<u8>, names: Names) -> Self {
+        let entries = tablespaces.iter().enumerate();
+        let entries = entries.map(|(place, space)| (space.oid.to_string().into_bytes(), place)).collect();
+        let inside = tablespaces.iter().filter_map(|space| space.relative.clone()).collect();
+        Self { tablespaces, version_directory, names, entries, inside }
+    }
+
     /// The layout as bytes, for another process of the same server.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -73,12 +88,17 @@ impl Layout {
             let relative = Some(take_bytes(&mut bytes)?).filter(|path| !path.is_empty());
             tablespaces.push(Tablespace { oid, location, relative });
         }
-        Some(Self { tablespaces, version_directory, names })
+        Some(Self::new(tablespaces, version_directory, names))
     }
 
     /// The tablespace with the entry `name` in pg_tblspc.
     pub fn tablespace(&self, name: &[u8]) -> Option<&Tablespace> {
-        self.tablespaces.iter().find(|space| space.oid.to_string().as_bytes() == name)
+        self.entries.get(name).map(|place| &self.tablespaces[*place])
+    }
+
+    /// Whether a path, relative to the data directory, is a tablespace's.
+    pub fn is_tablespace(&self, path: &[u8]) -> bool {
+        self.inside.contains(path)
     }
 }
 
@@ -100,14 +120,13 @@ mod tests {
 
     #[test]
     fn a_layout_survives_the_way_to_another_process() {
-        let layout = Layout {
-            tablespaces: vec![
-                Tablespace { oid: 16384, location: b"/srv/\xff space".to_vec(), relative: None },
-                Tablespace { oid: 16385, location: b"/data/x".to_vec(), relative: Some(b"x".to_vec()) },
-            ],
-            version_directory: b"PG_15_1".to_vec(),
-            names: Names::Loose,
-        };
+        let tablespaces = vec![
+            Tablespace { oid: 16384, location: b"/srv/\xff space".to_vec(), relative: None },
+            Tablespace { oid: 16385, location: b"/data/x".to_vec(), relative: Some(b"x".to_vec()) },
+        ];
+        let layout = Layout::new(tablespaces, b"PG_15_1".to_vec(), Names::Loose);
+        assert_eq!(layout.tablespace(b"16385").map(|space| space.oid), Some(16385));
+        assert!(layout.tablespace(b"016385").is_none() && layout.is_tablespace(b"x"));
         let bytes = layout.encode();
         assert_eq!(Layout::decode(&bytes), Some(layout));
         assert_eq!(Layout::decode(&bytes[..bytes.len() - 1]), None);

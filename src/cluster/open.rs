@@ -175,11 +175,8 @@ mod tests {
             location: location.as_os_str().as_bytes().to_vec(),
             relative: None,
         };
-        let layout = Layout {
-            tablespaces: vec![space(16384, &outside), space(16385, Path::new("/another"))],
-            version_directory: b"PG_18_1".to_vec(),
-            names: Default::default(),
-        };
+        let tablespaces = vec![space(16384, &outside), space(16385, Path::new("/another"))];
+        let layout = Layout::new(tablespaces, b"PG_18_1".to_vec(), Default::default());
         let result = std::panic::catch_unwind(|| {
             let is_file = |path| matches!(open(&data, &layout, path), Ok(Opened::File(_, m)) if m.len() > 0);
             let vanished = |path| matches!(open(&data, &layout, path), Ok(Opened::Vanished));

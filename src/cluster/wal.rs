@@ -1,8 +1,11 @@
 //! Names of WAL files: which of pg_wal belongs to a stopped backup.
 
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use protocol::Lsn;
+
+use crate::error::Result;
 
 /// A WAL segment's name: 24 upper-case hex digits, timeline, then the segment number in two
 /// halves whose split depends on the segment size (xlog_internal.h).
@@ -57,19 +60,22 @@ impl WalRange {
 
     /// The list that STOP_BACKUP returns, from the names in pg_wal: segments in the order of their
     /// position, then history files. A segment that is no longer there is listed all the same, so
-    /// that whoever wants it gets the error that it was removed, and not a backup with a gap.
-    pub fn list(&self, names: impl Iterator<Item = Vec<u8>>) -> Vec<String> {
+    /// that whoever wants it gets the error that it was removed, and not a backup with a gap. The first
+    /// name that could not be read is the error.
+    pub fn list(&self, names: impl Iterator<Item = Result<Vec<u8>>>) -> Result<Vec<String>> {
         let mut segments = Vec::new();
         let mut histories = Vec::new();
         for name in names {
+            let name = name?;
             match self.file(&name) {
                 Some(WalFile::Segment(segment)) => segments.push(segment),
                 Some(WalFile::History) => histories.push(String::from_utf8_lossy(&name).into_owned()),
                 None => {}
             }
         }
+        let there: HashSet<u64> = segments.iter().map(|segment| segment.number).collect();
         for number in self.segments() {
-            if !segments.iter().any(|segment| segment.number == number) {
+            if !there.contains(&number) {
                 let timeline =
                     if number == *self.segments().start() { self.start_timeline } else { self.stop_timeline };
                 segments.push(Segment { timeline, number });
@@ -77,7 +83,7 @@ impl WalRange {
         }
         segments.sort_by_key(|segment| (segment.number, segment.timeline));
         histories.sort();
-        segments.iter().map(|segment| segment.name(self.segment_size)).chain(histories).collect()
+        Ok(segments.iter().map(|segment| segment.name(self.segment_size)).chain(histories).collect())
     }
 }
 
@@ -115,6 +121,7 @@ fn is_history(name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     const SIZE: u64 = 16 << 20;
 
@@ -168,9 +175,9 @@ mod tests {
     #[test]
     fn a_missing_segment_is_listed_too() {
         let names = ["00000002.history", "000000020000000000000004", "000000010000000000000002", "x"];
-        let list = range(2 * SIZE + 40, 4 * SIZE + 100).list(names.into_iter().map(|n| n.into()));
+        let list = range(2 * SIZE + 40, 4 * SIZE + 100).list(names.into_iter().map(|n| Ok(n.into())));
         assert_eq!(
-            list,
+            list.unwrap(),
             [
                 "000000010000000000000002",
                 "000000020000000000000003",
@@ -178,5 +185,13 @@ mod tests {
                 "00000002.history"
             ]
         );
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_read_is_no_shorter_list() {
+        let broken = || Error::io("read directory", b"pg_wal", std::io::Error::other("broken"));
+        let names = [Ok(b"000000010000000000000002".to_vec()), Err(broken())];
+        let error = range(2 * SIZE + 40, 4 * SIZE + 100).list(names.into_iter()).unwrap_err();
+        assert!(error.to_string().starts_with("could not read directory \"pg_wal\""), "{error}");
     }
 }

@@ -42,7 +42,7 @@ pub struct Entry<'a> {
 
 /// What a walk reports to.
 pub trait Visitor {
-    /// Called before each name that is looked at, whether or not it is part of the backup: the
+    /// Called before each name that is looked at, and may be once more before each of a directory's: the
     /// place to check for interrupts.
     fn poll(&mut self) -> Result<()>;
     /// A file or directory; a directory comes before what is in it.
@@ -121,7 +121,7 @@ impl Walk<'_> {
             };
             let name = entry.file_name().as_bytes();
             let found = verdict(self.layout, &here.relative, name);
-            if found == Verdict::Excluded || self.is_unlogged(here, name)? {
+            if found == Verdict::Excluded || self.is_unlogged(here, name, visitor)? {
                 if entry.file_type().is_dir() {
                     walk.skip_current_dir();
                 }
@@ -205,9 +205,9 @@ impl Walk<'_> {
 
     /// Whether the name is a fork of an unlogged relation other than the init fork: replay makes
     /// those anew.
-    fn is_unlogged(&self, here: &mut Here, name: &[u8]) -> Result<bool> {
+    fn is_unlogged(&self, here: &mut Here, name: &[u8], visitor: &mut impl Visitor) -> Result<bool> {
         match init_fork(self.layout, &here.relative, name) {
-            Some(init_fork) => Ok(here.init_forks()?.contains(&init_fork)),
+            Some(init_fork) => Ok(here.init_forks(visitor)?.contains(&init_fork)),
             None => Ok(false),
         }
     }
@@ -268,12 +268,13 @@ impl Here {
 
     /// The init forks in it. They are few, and to read the directory once more costs less than to ask
     /// for each file whether it has one. One that appears later is seen when the file is opened.
-    fn init_forks(&mut self) -> Result<&HashSet<Vec<u8>>> {
+    fn init_forks(&mut self, visitor: &mut impl Visitor) -> Result<&HashSet<Vec<u8>>> {
         if self.init_forks.is_none() {
             let mut found = HashSet::new();
             let read = |error: Errno| Error::io("read directory", &self.relative, error.into());
             // A directory that was removed since has no entries, and that is no error.
             for entry in Dir::read_from(&self.directory).map_err(read)? {
+                visitor.poll()?;
                 let entry = entry.map_err(read)?;
                 let name = entry.file_name().to_bytes();
                 if name.ends_with(INIT_FORK_SUFFIX) {
@@ -358,10 +359,23 @@ mod tests {
         fs::create_dir(&path).unwrap();
         fs::write(path.join("16384_init"), b"").unwrap();
         let open = || Here::open(&path, b"base/5".to_vec()).unwrap();
-        assert_eq!(open().unwrap().init_forks().unwrap().len(), 1);
+        struct Interrupted;
+        impl Visitor for Interrupted {
+            fn poll(&mut self) -> Result<()> {
+                Err(Error::NoRandom)
+            }
+            fn entry(&mut self, _: Entry<'_>) -> Result<()> {
+                Ok(())
+            }
+            fn special(&mut self, _: &[u8]) -> Result<()> {
+                Ok(())
+            }
+        }
+        assert!(open().unwrap().init_forks(&mut Interrupted).is_err());
+        assert_eq!(open().unwrap().init_forks(&mut Collected::default()).unwrap().len(), 1);
         let mut here = open().unwrap();
         fs::remove_dir_all(&path).unwrap();
-        assert!(here.init_forks().unwrap().is_empty());
+        assert!(here.init_forks(&mut Collected::default()).unwrap().is_empty());
         assert!(here.status(b"16384").is_err_and(|error| is_gone(&error)));
         assert!(open().is_none());
     }
@@ -393,22 +407,15 @@ mod tests {
         outside.file("PG_17_1/5/8");
         symlink(&outside.0, cluster.0.join("pg_tblspc/16384")).unwrap();
         symlink("/nowhere", cluster.0.join("link")).unwrap();
-        let layout = Layout {
-            tablespaces: vec![
-                Tablespace {
-                    oid: 16384,
-                    location: outside.0.as_os_str().as_bytes().to_vec(),
-                    relative: None,
-                },
-                Tablespace {
-                    oid: 16385,
-                    location: b"pg_tblspc/16385".to_vec(),
-                    relative: Some(b"pg_tblspc/16385".to_vec()),
-                },
-            ],
-            version_directory: b"PG_18_1".to_vec(),
-            names: Default::default(),
-        };
+        let tablespaces = vec![
+            Tablespace { oid: 16384, location: outside.0.as_os_str().as_bytes().to_vec(), relative: None },
+            Tablespace {
+                oid: 16385,
+                location: b"pg_tblspc/16385".to_vec(),
+                relative: Some(b"pg_tblspc/16385".to_vec()),
+            },
+        ];
+        let layout = Layout::new(tablespaces, b"PG_18_1".to_vec(), Default::default());
         let walk = Walk {
             root: &cluster.0,
             layout: &layout,

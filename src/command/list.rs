@@ -1,14 +1,12 @@
 //! SEND_FILE_LIST.
 
-use std::path::Path;
-
 use protocol::command::SendFileList;
 use protocol::path::encode;
 use protocol::{CommandKind, reply};
 
 use crate::backup::handle::{self, Handle};
 use crate::cluster::Layout;
-use crate::cluster::walk::{Entry, Visitor, Walk};
+use crate::cluster::walk::{Entry, Visitor};
 use crate::error::{Error, Result};
 use crate::pg::{backup, interrupt, progress, report, server, walsender};
 use crate::stream::rows::{Reply, ResultSet};
@@ -16,7 +14,7 @@ use crate::stream::rows::{Reply, ResultSet};
 /// Lists the files of a running backup, or of the cluster as it is for an estimate.
 pub fn run(command: &SendFileList) -> Result<()> {
     if command.estimate {
-        return list(&server::layout(backup::current_tablespaces()), None);
+        return list(&server::layout(backup::current_tablespaces()?), None);
     }
     handle::transfer(command.backup_id, CommandKind::SendFileList, |handle| {
         if handle.is_stopped() {
@@ -28,12 +26,7 @@ pub fn run(command: &SendFileList) -> Result<()> {
 }
 
 fn list(layout: &Layout, handle: Option<&Handle>) -> Result<()> {
-    let walk = Walk {
-        root: Path::new("."),
-        layout,
-        directory_mode: server::directory_mode(),
-        wal_directories: server::WAL_DIRECTORIES,
-    };
+    let walk = server::walk(layout);
     let mut sets = Reply::default();
     let mut rows = Rows { set: sets.begin(reply::FILE_LIST), handle, bytes: 0 };
     walk.run(&mut rows)?;

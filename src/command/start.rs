@@ -1,6 +1,5 @@
 //! START_BACKUP.
 
-use std::path::Path;
 use std::rc::Rc;
 
 use protocol::command::StartBackup;
@@ -10,7 +9,7 @@ use crate::backup::registry::{self, Counters, Facts};
 use crate::backup::session::{self, Session};
 use crate::cluster::Layout;
 use crate::cluster::page::BLOCK_SIZE;
-use crate::cluster::walk::{Entry, Visitor, Walk};
+use crate::cluster::walk::{Entry, Visitor};
 use crate::error::{Error, Result};
 use crate::pg::progress::{self, Phase};
 use crate::pg::segment::Segment;
@@ -32,7 +31,7 @@ pub fn run(command: &StartBackup) -> Result<()> {
 fn start(command: &StartBackup, counters: &'static Counters, id: BackupId) -> Result<()> {
     walsender::set_state_backup();
     progress::start(Phase::WaitCheckpoint, None, 0);
-    let started = backup::start(&backup::label(&command.label), command.checkpoint == Checkpoint::Fast);
+    let started = backup::start(&backup::label(&command.label), command.checkpoint == Checkpoint::Fast)?;
     let state = started.state;
     let label_file = state.label_file();
     let layout = server::layout(started.tablespaces);
@@ -107,12 +106,7 @@ fn send_tablespaces(sets: &mut Reply, layout: &Layout, sizes: Option<&[u64]>) {
 /// Bytes in each tablespace, the data directory last.
 fn estimate(layout: &Layout) -> Result<Vec<u64>> {
     progress::set_phase(Phase::EstimateSize);
-    let walk = Walk {
-        root: Path::new("."),
-        layout,
-        directory_mode: server::directory_mode(),
-        wal_directories: server::WAL_DIRECTORIES,
-    };
+    let walk = server::walk(layout);
     let mut sizes = Vec::with_capacity(layout.tablespaces.len() + 1);
     for space in &layout.tablespaces {
         let mut size = Size(0);

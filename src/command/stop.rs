@@ -16,7 +16,7 @@ use crate::cluster::wal::WalRange;
 use crate::error::{Error, Result};
 use crate::pg::backup::BackupState;
 use crate::pg::progress::{self, Phase};
-use crate::pg::{control_file, guard, report, server, wal, walsender};
+use crate::pg::{control_file, guard, interrupt, report, server, wal, walsender};
 use crate::stream::rows::Reply;
 
 /// Ends this session's backup, waits for the archive, and returns what the copy needs. Sent again,
@@ -95,7 +95,11 @@ fn finish(
     };
     let spans = wal_spans(&wal::timeline_history(stop.1), start, stop)?;
     let names = fs::read_dir("pg_wal").map_err(|error| Error::io("open directory", b"pg_wal", error))?;
-    let wal_files = wal.list(names.flatten().map(|entry| entry.file_name().into_vec()));
+    let wal_files = wal.list(names.map(|entry| {
+        interrupt::check();
+        let entry = entry.map_err(|error| Error::io("read directory", b"pg_wal", error))?;
+        Ok(entry.file_name().into_vec())
+    }))?;
     registry::stop(id, stop.0, stop.1);
     Ok(Stopped {
         wal,

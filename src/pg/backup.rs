@@ -6,7 +6,8 @@ use pgrx::pg_sys;
 use protocol::Lsn;
 
 use crate::cluster::Tablespace;
-use crate::pg::{node, server};
+use crate::error::{Error, Result};
+use crate::pg::{interrupt, node, server};
 
 /// `tablespaceinfo` of backup/basebackup.h, which the bindings lack.
 #[repr(C)]
@@ -54,7 +55,7 @@ pub fn session_in_backup() -> bool {
 /// Enters backup mode as pg_backup_start does. A failure, or the end of the session, leaves it
 /// again.
 #[allow(unsafe_code)]
-pub fn start(label: &CStr, fast: bool) -> Started {
+pub fn start(label: &CStr, fast: bool) -> Result<Started> {
     let mut list = std::ptr::null_mut();
     // SAFETY: the handler is a static function; the map is made in the current memory context.
     let map = unsafe {
@@ -66,9 +67,9 @@ pub fn start(label: &CStr, fast: bool) -> Started {
     // SAFETY: do_pg_backup_start filled the list with tablespaceinfo, and the StringInfo.
     let (tablespaces, tablespace_map) = unsafe {
         let tablespaces = node::pointers(list).map(|pointer| tablespace(&*pointer.cast()));
-        (with_in_place(tablespaces.collect()), content(map))
+        (with_in_place(tablespaces.collect())?, content(map))
     };
-    Started { state, tablespaces, tablespace_map }
+    Ok(Started { state, tablespaces, tablespace_map })
 }
 
 /// do_pg_backup_start: the values that it yields, and its list and map filled.
@@ -149,12 +150,12 @@ unsafe fn tablespace(info: &TablespaceInfo) -> Tablespace {
 
 /// From 16, do_pg_backup_start lists tablespaces that are directories in pg_tblspc
 /// (allow_in_place_tablespaces) too. In 15 BASE_BACKUP sends them as part of the data directory.
-fn with_in_place(tablespaces: Vec<Tablespace>) -> Vec<Tablespace> {
+fn with_in_place(tablespaces: Vec<Tablespace>) -> Result<Vec<Tablespace>> {
     #[cfg(not(feature = "pg15"))]
     let in_place = [];
     #[cfg(feature = "pg15")]
-    let in_place = current_tablespaces().into_iter().filter(Tablespace::in_place);
-    tablespaces.into_iter().chain(in_place).collect()
+    let in_place = current_tablespaces()?.into_iter().filter(Tablespace::in_place);
+    Ok(tablespaces.into_iter().chain(in_place).collect())
 }
 
 /// # Safety
@@ -242,15 +243,19 @@ pub fn label(bytes: &[u8]) -> CString {
 
 /// The tablespaces of the cluster, for an estimate without a backup: the entries of pg_tblspc
 /// that do_pg_backup_start would take.
-pub fn current_tablespaces() -> Vec<Tablespace> {
+pub fn current_tablespaces() -> Result<Vec<Tablespace>> {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let data_directory = server::data_directory();
     let mut tablespaces = Vec::new();
-    for entry in std::fs::read_dir("pg_tblspc").into_iter().flatten().flatten() {
+    let failed = |error| Error::io("read directory", b"pg_tblspc", error);
+    for entry in std::fs::read_dir("pg_tblspc").map_err(failed)? {
+        interrupt::check();
+        let entry = entry.map_err(failed)?;
         let Some(oid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let in_place = format!("pg_tblspc/{oid}").into_bytes();
+        // What is dropped meanwhile is no tablespace any more.
         let kind = entry.file_type();
         if kind.as_ref().is_ok_and(|kind| kind.is_dir()) {
             tablespaces.push(Tablespace { oid, location: in_place.clone(), relative: Some(in_place) });
@@ -260,5 +265,5 @@ pub fn current_tablespaces() -> Vec<Tablespace> {
             tablespaces.push(Tablespace { oid, location: target.into_os_string().into_vec(), relative });
         }
     }
-    tablespaces
+    Ok(tablespaces)
 }

@@ -2,12 +2,13 @@
 
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pgrx::pg_sys;
 
 use crate::cluster::names::Names;
 use crate::cluster::page::{BLOCK_SIZE, SEGMENT_BLOCKS};
+use crate::cluster::walk::Walk;
 use crate::cluster::{Layout, Tablespace};
 
 // Pages are verified by these: a server built otherwise needs a build of its own.
@@ -26,7 +27,12 @@ const NAMES: Names = Names::of_server(pg_sys::PG_VERSION_NUM);
 
 /// What decides which files a backup with these tablespaces has.
 pub fn layout(tablespaces: Vec<Tablespace>) -> Layout {
-    Layout { tablespaces, version_directory: version_directory(), names: NAMES }
+    Layout::new(tablespaces, version_directory(), NAMES)
+}
+
+/// How to walk the cluster: the data directory is a backend's working directory.
+pub fn walk(layout: &Layout) -> Walk<'_> {
+    Walk { root: Path::new("."), layout, directory_mode: directory_mode(), wal_directories: WAL_DIRECTORIES }
 }
 
 /// The longest path, and the longest label, in bytes.
