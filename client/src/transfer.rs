@@ -10,6 +10,7 @@ use pages::digest::{from_crc, to_crc};
 use pages::names::Names;
 use pages::relation;
 use protocol::command::{Range, SendFilesContent};
+use protocol::wal::is_segment;
 use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, FileRequest, Lsn, SqlState};
 
 use crate::behind;
@@ -24,7 +25,6 @@ use crate::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::report;
 use crate::split::{Outcome, Splits};
 use crate::target::Target;
-use crate::wal;
 use crate::wal_check::Needed;
 use crate::wire::CopySink;
 use crate::writer::Writer;
@@ -255,7 +255,7 @@ impl Work<'_> {
         }
         // As in BASE_BACKUP, WAL segments are not in the manifest, all else is.
         if let Some(manifest) = self.manifest
-            && !wal_file_name(&path).is_some_and(wal::is_segment)
+            && !wal_file_name(&path).is_some_and(is_segment)
         {
             let mut manifest = manifest.lock().unwrap_or_else(PoisonError::into_inner);
             manifest.file(path.as_bytes(), size, mtime, digest).map_err(|error| manifest_error(&error))?;

@@ -1,21 +1,13 @@
-//! WAL files by name: segments, history files, and whether a set of segments has a gap.
+//! The size of WAL segments, and whether a set of them has a gap.
 
 use protocol::Lsn;
+use protocol::wal::Segment;
 
 use crate::error::{Error, Result};
 
 /// The size of this cluster's segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentSize(u64);
-
-/// A segment's timeline and number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// Timeline.
-    pub timeline: u32,
-    /// Number, counted from the beginning of WAL.
-    pub number: u64,
-}
 
 impl SegmentSize {
     /// A power of two between 1 MB and 1 GB.
@@ -50,19 +42,12 @@ impl SegmentSize {
 
     /// A segment's file name.
     pub fn file_name(self, segment: Segment) -> String {
-        let per_id = (1u64 << 32) / self.0;
-        format!("{:08X}{:08X}{:08X}", segment.timeline, segment.number / per_id, segment.number % per_id)
+        segment.name(self.0)
     }
 
     /// The segment of a file name, if it is one.
     pub fn parse(self, name: &str) -> Option<Segment> {
-        if !is_segment(name.as_bytes()) {
-            return None;
-        }
-        let part = |from: usize| u32::from_str_radix(&name[from..from + 8], 16).ok();
-        let per_id = (1u64 << 32) / self.0;
-        let low = u64::from(part(16)?);
-        (low < per_id).then_some(Segment { timeline: part(0)?, number: u64::from(part(8)?) * per_id + low })
+        Segment::parse(name.as_bytes(), self.0)
     }
 
     /// Fails unless these files have all segments from a start position to an end position, of
@@ -97,52 +82,11 @@ impl SegmentSize {
     }
 }
 
-/// Whether a file name is a segment's: 24 upper-case hex digits.
-pub fn is_segment(name: &[u8]) -> bool {
-    name.len() == 24 && name.iter().all(is_upper_hex)
-}
-
-/// Whether a file name is a timeline history file's.
-pub fn is_history(name: &[u8]) -> bool {
-    name.strip_suffix(b".history").is_some_and(|stem| stem.len() == 8 && stem.iter().all(is_upper_hex))
-}
-
-/// A timeline's history file.
-pub fn history_file_name(timeline: u32) -> String {
-    format!("{timeline:08X}.history")
-}
-
-fn is_upper_hex(digit: &u8) -> bool {
-    matches!(digit, b'0'..=b'9' | b'A'..=b'F')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const MB16: SegmentSize = SegmentSize(16 << 20);
-
-    #[test]
-    fn names() {
-        for (size, timeline, number, name) in [
-            (16 << 20, 1, 1, "000000010000000000000001"),
-            (16 << 20, 2, 256, "000000020000000100000000"),
-            (1 << 30, 0x1f, 7, "0000001F0000000100000003"),
-            (1 << 20, 1, 4095, "000000010000000000000FFF"),
-        ] {
-            let size = SegmentSize::new(size).unwrap();
-            let segment = Segment { timeline, number };
-            assert_eq!(size.file_name(segment), name);
-            assert_eq!(size.parse(name), Some(segment));
-        }
-        for name in ["00000001.history", "00000001000000000000000", "000000010000000000000001.partial"] {
-            assert_eq!(MB16.parse(name), None);
-        }
-        // No segment of 16 MB has a last part above FF.
-        assert_eq!(MB16.parse("000000010000000000000100"), None);
-        assert!(is_history(b"00000002.history") && !is_history(b"0000000g.history"));
-        assert_eq!(history_file_name(26), "0000001A.history");
-    }
 
     #[test]
     fn sizes() {

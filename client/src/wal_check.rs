@@ -6,11 +6,12 @@
 //! while it was read has pages of another address.
 
 use pages::digest::{Digest, to_crc};
+use protocol::wal::Segment;
 use protocol::{DigestAlgorithm, Lsn};
 
 use crate::error::{Error, Result};
 use crate::manifest::WalRange;
-use crate::wal::{Segment, SegmentSize};
+use crate::wal::SegmentSize;
 
 /// Bytes in a page header, and in that of a segment's first page.
 const SHORT_HEADER: usize = 24;

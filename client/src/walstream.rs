@@ -10,13 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use protocol::Lsn;
+use protocol::wal::{Segment, history_name};
 
 use crate::abort::Latch;
 use crate::connection::{Message, Session, bytes, number, text};
 use crate::error::{Error, Result};
 use crate::pq::Status;
 use crate::target::Target;
-use crate::wal::{Segment, SegmentSize, history_file_name};
+use crate::wal::SegmentSize;
 use crate::wal_check::{Cluster, Records};
 
 /// The position at which the stream ends, known only when the backup has ended.
@@ -127,7 +128,7 @@ pub fn stream(session: &mut Session, plan: &Plan, target: &Target, end: &End) ->
 
 /// Fetches the history of the timeline that is about to be streamed; the first has none.
 fn fetch_history(session: &mut Session, writer: &SegmentWriter<'_>) -> Result<()> {
-    let name = history_file_name(writer.timeline);
+    let name = history_name(writer.timeline);
     if writer.timeline == 1 || writer.directory.join(&name).exists() {
         return Ok(());
     }

@@ -12,6 +12,7 @@ pub mod lsn;
 pub mod path;
 pub mod reply;
 pub mod sqlstate;
+pub mod wal;
 
 pub use command::{Checkpoint, Command, CommandError, CommandKind, FileRequest, Range};
 pub use digest::DigestAlgorithm;

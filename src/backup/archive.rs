@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use protocol::wal::Segment;
+
 use crate::backup::session::Stopped;
-use crate::cluster::wal::{Segment, WalRange};
+use crate::cluster::wal::WalRange;
 use crate::pg::interrupt::{self, WaitEvent};
 use crate::pg::{report, wal};
 

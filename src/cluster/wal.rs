@@ -1,21 +1,12 @@
-//! Names of WAL files: which of pg_wal belongs to a stopped backup.
+//! Which of pg_wal belongs to a stopped backup.
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use protocol::Lsn;
+use protocol::wal::{Segment, is_history};
 
 use crate::error::Result;
-
-/// A WAL segment's name: 24 upper-case hex digits, timeline, then the segment number in two
-/// halves whose split depends on the segment size (xlog_internal.h).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// The timeline.
-    pub timeline: u32,
-    /// The segment's number on any timeline.
-    pub number: u64,
-}
 
 /// What of pg_wal a stopped backup needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,37 +78,6 @@ impl WalRange {
     }
 }
 
-impl Segment {
-    /// Reads a segment's name.
-    pub fn parse(name: &[u8], segment_size: u64) -> Option<Self> {
-        if name.len() != 24 || !name.iter().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b)) {
-            return None;
-        }
-        let part = |at: usize| {
-            std::str::from_utf8(&name[at..at + 8]).ok().and_then(|hex| u32::from_str_radix(hex, 16).ok())
-        };
-        let per_id = segments_per_id(segment_size);
-        Some(Self { timeline: part(0)?, number: u64::from(part(8)?) * per_id + u64::from(part(16)?) })
-    }
-
-    /// The segment's file name.
-    pub fn name(&self, segment_size: u64) -> String {
-        let per_id = segments_per_id(segment_size);
-        format!("{:08X}{:08X}{:08X}", self.timeline, self.number / per_id, self.number % per_id)
-    }
-}
-
-fn segments_per_id(segment_size: u64) -> u64 {
-    0x1_0000_0000 / segment_size
-}
-
-/// `<timeline>.history`.
-fn is_history(name: &[u8]) -> bool {
-    name.strip_suffix(b".history").is_some_and(|timeline| {
-        timeline.len() == 8 && timeline.iter().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,20 +92,6 @@ mod tests {
             start_timeline: 1,
             stop_timeline: 2,
             segment_size: SIZE,
-        }
-    }
-
-    #[test]
-    fn names_lead_back() {
-        let segment = Segment::parse(b"0000000100000001000000FF", SIZE).unwrap();
-        assert_eq!(segment, Segment { timeline: 1, number: 0x1FF });
-        assert_eq!(segment.name(SIZE), "0000000100000001000000FF");
-        for name in [
-            &b"0000000100000001000000ff"[..],
-            b"00000001000000010000000",
-            b"000000010000000100000001.partial",
-        ] {
-            assert_eq!(Segment::parse(name, SIZE), None);
         }
     }
 

@@ -1,13 +1,13 @@
 //! WAL files that come as files: all of them with -X fetch, the timelines' history with -X stream.
 
 use protocol::BackupPath;
+use protocol::wal::{is_history, is_segment};
 
 use super::{Backup, Start, Stop, add_own_file};
 use crate::connection::Session;
 use crate::error::{Error, Result};
 use crate::queue::Queue;
 use crate::transfer::Work;
-use crate::wal;
 use crate::wal_check::{Cluster, Needed};
 
 impl Backup<'_> {
@@ -49,7 +49,7 @@ impl Backup<'_> {
         stop: &Stop,
     ) -> Result<()> {
         let streamed = |name: &&String| {
-            wal::is_history(name.as_bytes()) && work.target.root().join("pg_wal").join(name).exists()
+            is_history(name.as_bytes()) && work.target.root().join("pg_wal").join(name).exists()
         };
         let names: Vec<String> = stop.wal_files.iter().filter(streamed).cloned().collect();
         if names.is_empty() {
@@ -65,8 +65,8 @@ impl Backup<'_> {
         let queue = Queue::new(self.options.jobs, false);
         for name in names {
             let size = match name.as_bytes() {
-                segment if wal::is_segment(segment) => segment_size,
-                history if wal::is_history(history) => 0,
+                segment if is_segment(segment) => segment_size,
+                history if is_history(history) => 0,
                 _ => return Err(Error::local(format!("unexpected WAL file name \"{name}\""))),
             };
             let path = BackupPath::from_bytes(format!("pg_wal/{name}"))
