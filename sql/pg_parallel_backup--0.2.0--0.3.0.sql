@@ -57,3 +57,14 @@ BEGIN
           AND refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid = schema;
     ALTER EXTENSION pg_parallel_backup ADD SCHEMA parallel_backup;
 END $$;
+
+-- With another argument it is another procedure, which nobody may execute yet.
+DROP PROCEDURE parallel_backup.stop_backup(text, text, boolean);
+CREATE PROCEDURE parallel_backup.stop_backup(
+    backup_id text DEFAULT NULL,
+    label text DEFAULT NULL,
+    wait boolean DEFAULT NULL,
+    terminate_transfers text DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
+REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text) FROM PUBLIC;

@@ -95,7 +95,8 @@ AS 'MODULE_PATHNAME', 'parallel_backup_send_files_content_wrapper';
 CREATE PROCEDURE parallel_backup.stop_backup(
     backup_id text DEFAULT NULL,
     label text DEFAULT NULL,
-    wait boolean DEFAULT NULL)
+    wait boolean DEFAULT NULL,
+    terminate_transfers text DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
 
@@ -103,4 +104,4 @@ AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
 REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4) FROM PUBLIC;
-REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text) FROM PUBLIC;

@@ -6,7 +6,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -172,13 +171,13 @@ struct Backup<'a> {
     cleanup: &'a Cleanup,
     /// What lost connections are made anew from, once the first are there.
     reconnect: Option<Reconnect>,
-    /// A transfer was lost: the server may not have noticed yet.
-    lost_workers: AtomicBool,
+    /// Backends whose connection was lost: the server may not have noticed yet.
+    lost: Mutex<Vec<u32>>,
 }
 
 impl<'a> Backup<'a> {
     fn new(options: &'a Options, abort: &'a Abort, cleanup: &'a Cleanup) -> Self {
-        Self { options, abort, cleanup, reconnect: None, lost_workers: AtomicBool::new(false) }
+        Self { options, abort, cleanup, reconnect: None, lost: Mutex::default() }
     }
 
     fn run(mut self, connections: Connections) -> Result<()> {
@@ -478,8 +477,8 @@ impl<'a> Backup<'a> {
     ) -> Result<Stop> {
         self.fetch(work, coordinator, workers, |coordinator| self.list(coordinator, work))?;
 
-        let lost_workers = self.lost_workers.load(Ordering::Relaxed);
-        let stop = self.stop(coordinator, start.id, lost_workers)?;
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let stop = self.stop(coordinator, start.id, &lost)?;
         if self.options.wal != Wal::None {
             self.say(format_args!("write-ahead log end point: {}", stop.position));
         }
@@ -590,7 +589,10 @@ impl<'a> Backup<'a> {
                 self.abort.fail(error);
                 return None;
             }
-            self.lost_workers.store(true, Ordering::Relaxed);
+            self.lost
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(u32::try_from(session.backend_pid()));
             report::warning(format_args!(
                 "lost a connection, the others fetch what it had not finished: {error}"
             ));
@@ -606,27 +608,42 @@ impl<'a> Backup<'a> {
         None
     }
 
-    fn stop(&self, coordinator: &mut Session, id: BackupId, lost_workers: bool) -> Result<Stop> {
-        let command = Command::StopBackup(StopBackup {
+    fn stop(&self, coordinator: &mut Session, id: BackupId, lost: &[u32]) -> Result<Stop> {
+        let mut command = StopBackup {
             backup_id: Some(id),
             label: None,
             // Without WAL in the backup it is of use only once its WAL is in the archive.
             wait: self.options.wal == Wal::None && !self.options.discard,
-        });
+            ..StopBackup::default()
+        };
+        let mut may_terminate = true;
         let doing = |error: Error| error.context("backup failed");
         let began = Instant::now();
         let (first, mut reply) = loop {
-            coordinator.send_command(&command)?;
+            coordinator.send_command(&Command::StopBackup(command.clone()))?;
             let mut reply = Reply::new(coordinator);
             match reply.result_set(coordinator, reply::STOP) {
                 // The server may not have noticed yet that a transfer has nobody to read it.
                 Err(error)
-                    if lost_workers
+                    if !lost.is_empty()
                         && error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)
                         && began.elapsed() < STOP_PATIENCE =>
                 {
                     self.abort.check()?;
-                    std::thread::sleep(Duration::from_millis(200));
+                    if may_terminate && command.terminate_transfers.is_empty() {
+                        command.terminate_transfers.extend(lost);
+                    } else {
+                        std::thread::sleep(Duration::from_millis(200));
+                    }
+                }
+                // A server, or an extension, before 0.3.0: it finds that out by itself.
+                Err(error)
+                    if !command.terminate_transfers.is_empty()
+                        && (error.is_server(SqlState::SYNTAX_ERROR)
+                            || error.is_server(SqlState::UNDEFINED_FUNCTION)) =>
+                {
+                    may_terminate = false;
+                    command.terminate_transfers.clear();
                 }
                 result => break (result.map_err(doing)?, reply),
             }

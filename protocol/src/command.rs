@@ -149,11 +149,14 @@ pub struct StopBackup {
     pub label: Option<Vec<u8>>,
     /// Whether to wait until the WAL that the backup needs is archived.
     pub wait: bool,
+    /// Backends that are terminated first, if they are sending something of this backup: workers that
+    /// the client has lost.
+    pub terminate_transfers: Vec<u32>,
 }
 
 impl Default for StopBackup {
     fn default() -> Self {
-        Self { backup_id: None, label: None, wait: true }
+        Self { backup_id: None, label: None, wait: true, terminate_transfers: Vec::new() }
     }
 }
 
@@ -350,6 +353,9 @@ impl Command {
                 if !stop.wait {
                     options.bare("WAIT false");
                 }
+                if !stop.terminate_transfers.is_empty() {
+                    options.bare(&format!("TERMINATE_TRANSFERS '{}'", pid_list(&stop.terminate_transfers)));
+                }
             }
         }
         if !options.0.is_empty() {
@@ -399,6 +405,9 @@ impl Command {
                     arguments.quoted("label", label);
                 }
                 arguments.bare("wait", (!stop.wait).then_some(false));
+                if !stop.terminate_transfers.is_empty() {
+                    arguments.quoted("terminate_transfers", pid_list(&stop.terminate_transfers).as_bytes());
+                }
             }
         }
         let procedure = format!("CALL parallel_backup.{}", self.kind().name().to_ascii_lowercase());
@@ -535,10 +544,15 @@ fn parse_stop_backup(mut options: Options) -> Result<StopBackup, CommandError> {
             b"backup_id" => command.backup_id = Some(value.backup_id()?),
             b"label" => command.label = Some(value.text("label")?),
             b"wait" => command.wait = value.boolean("wait")?,
+            b"terminate_transfers" => command.terminate_transfers = value.pids("terminate_transfers")?,
             _ => return Err(options.unknown(&name)),
         }
     }
     Ok(command)
+}
+
+fn pid_list(pids: &[u32]) -> String {
+    pids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn compression_name(algorithm: Compression) -> &'static str {
@@ -628,6 +642,20 @@ impl Value {
             .ok()
             .and_then(|number| u64::try_from(number).ok())
             .ok_or(CommandError::OutOfRange { option, value: digits })
+    }
+
+    /// Process IDs with commas between them; none at all is a list too.
+    fn pids(self, option: &'static str) -> Result<Vec<u32>, CommandError> {
+        let text = String::from_utf8(self.text(option)?).unwrap_or_else(|_| "?".to_owned());
+        if text.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        text.split(',')
+            .map(|pid| {
+                pid.trim().parse::<i32>().ok().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0)
+            })
+            .collect::<Option<_>>()
+            .ok_or(CommandError::WrongKind { option, wanted: "a list of process IDs" })
     }
 
     fn backup_id(self) -> Result<BackupId, CommandError> {
@@ -764,8 +792,27 @@ mod tests {
         assert_eq!(start(vec![]), Ok(StartBackup::default()));
         assert_eq!(
             Command::parse(CommandKind::StopBackup, vec![], vec![]),
-            Ok(Command::StopBackup(StopBackup { backup_id: None, label: None, wait: true }))
+            Ok(Command::StopBackup(StopBackup::default()))
         );
+    }
+
+    #[test]
+    fn process_ids() {
+        let pids = |value: RawOption| -> Result<Vec<u32>, CommandError> {
+            match Command::parse(CommandKind::StopBackup, vec![], vec![value])? {
+                Command::StopBackup(command) => Ok(command.terminate_transfers),
+                other => panic!("parsed {other:?}"),
+            }
+        };
+        assert_eq!(pids(word("terminate_transfers", "12, 34,5")), Ok(vec![12, 34, 5]));
+        assert_eq!(pids(number("terminate_transfers", 12)), Ok(vec![12]));
+        assert_eq!(pids(word("terminate_transfers", "")), Ok(vec![]));
+        for wrong in ["0", "-1", "1,", "1 2", "2147483648", "x"] {
+            let error = pids(word("terminate_transfers", wrong)).unwrap_err();
+            assert_eq!(error.sqlstate(), SqlState::SYNTAX_ERROR);
+            assert_eq!(error.to_string(), "terminate_transfers requires a list of process IDs", "{wrong}");
+        }
+        assert!(pids(flag("terminate_transfers")).is_err());
     }
 
     #[test]
@@ -860,7 +907,7 @@ mod tests {
     #[test]
     fn text_of_the_commands() {
         let path = |text: &str| BackupPath::parse(text.as_bytes()).unwrap();
-        let cases: [(Command, &str); 6] = [
+        let cases: [(Command, &str); 7] = [
             (
                 Command::StartBackup(StartBackup { label: b"it's".to_vec(), ..StartBackup::default() }),
                 "START_BACKUP (LABEL 'it''s', CHECKPOINT 'spread')",
@@ -902,8 +949,15 @@ mod tests {
                  VERIFY_CHECKSUMS false, FILE_CHECKSUM 'CRC32C', COMPRESSION 'zstd', COMPRESSION_LEVEL '-3')",
             ),
             (
-                Command::StopBackup(StopBackup { backup_id: None, label: None, wait: false }),
+                Command::StopBackup(StopBackup { wait: false, ..StopBackup::default() }),
                 "STOP_BACKUP (WAIT false)",
+            ),
+            (
+                Command::StopBackup(StopBackup {
+                    terminate_transfers: vec![17, 4711],
+                    ..StopBackup::default()
+                }),
+                "STOP_BACKUP (TERMINATE_TRANSFERS '17,4711')",
             ),
         ];
         for (command, text) in cases {
@@ -971,8 +1025,10 @@ mod tests {
                     backup_id: None,
                     label: Some(b"it's".to_vec()),
                     wait: false,
+                    terminate_transfers: vec![17, 4711],
                 }),
-                "CALL parallel_backup.stop_backup(label => 'it''s', wait => false)",
+                "CALL parallel_backup.stop_backup(label => 'it''s', wait => false, \
+                 terminate_transfers => '17,4711')",
             ),
         ];
         for (command, text) in cases {

@@ -23,6 +23,8 @@ impl SqlState {
     pub const INVALID_NAME: Self = Self(*b"42602");
     /// 42704, an unknown or finished backup.
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
+    /// 42883, a procedure that this version of the extension does not have.
+    pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
     /// 42809, a directory, or not a regular file.
     pub const WRONG_OBJECT_TYPE: Self = Self(*b"42809");
     /// 53400, too many backups at once.

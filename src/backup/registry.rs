@@ -150,6 +150,29 @@ pub fn cancel(id: BackupId, transfers: &[Member]) -> bool {
     })
 }
 
+/// Terminates those of these backends that are sending something of the backup, if they are of the
+/// coordinator's role, or the coordinator acts as a superuser. A process that is no transfer of it is not
+/// touched: by now it may be anybody. Returns whom it has signalled.
+pub fn terminate_transfers(id: BackupId, pids: &[u32], superuser: bool) -> Vec<u32> {
+    let mut signalled = Vec::with_capacity(pids.len());
+    change(|table| {
+        let Some(place) = table.place(id) else { return };
+        let owner = table.backups[place].owner;
+        for member in table.transfers(id).filter(|member| pids.contains(&member.pid)) {
+            if superuser || (member.role, member.login_role) == (owner.role, owner.login_role) {
+                backend::terminate(member.pid);
+                signalled.push(member.pid);
+            }
+        }
+    });
+    signalled
+}
+
+/// Whether one of these backends is sending something of the backup.
+pub fn is_sending(id: BackupId, pids: &[u32]) -> bool {
+    change(|table| table.transfers(id).any(|member| pids.contains(&member.pid)))
+}
+
 /// Opens the backup to transfers; fails if it was aborted meanwhile.
 pub fn run(id: BackupId, facts: Facts) -> Result<()> {
     change(|table| table.run(id, facts))

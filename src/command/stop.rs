@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::rc::Rc;
+use std::time::Duration;
 
 use protocol::command::StopBackup;
 use protocol::id::to_hex;
@@ -15,9 +16,16 @@ use crate::backup::wal_ranges::wal_spans;
 use crate::cluster::wal::WalRange;
 use crate::error::{Error, Result};
 use crate::pg::backup::BackupState;
+use crate::pg::interrupt::{self, WaitEvent};
 use crate::pg::progress::{self, Phase};
-use crate::pg::{control_file, guard, interrupt, report, server, wal, walsender};
+use crate::pg::{control_file, guard, report, role, server, wal, walsender};
 use crate::stream::rows::Reply;
+
+/// How long terminated transfers may take to end; one that waits for its client does so at once.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// How often they are looked at.
+const ENDING_LOOK: Duration = Duration::from_millis(10);
 
 /// Ends this session's backup, waits for the archive, and returns what the copy needs. Sent again,
 /// it waits and returns the same again.
@@ -38,7 +46,10 @@ pub fn run(command: &StopBackup) -> Result<()> {
     walsender::set_state_backup();
     let stopped = match stopped {
         Some(stopped) => stopped,
-        None => stop(id, counters)?,
+        None => {
+            end_transfers(id, &command.terminate_transfers);
+            stop(id, counters)?
+        }
     };
     if command.wait {
         progress::start(Phase::WaitWalArchive, None, 0);
@@ -58,6 +69,20 @@ fn not_here(id: BackupId) -> Error {
     match registry::find(id) {
         Some(_) => Error::NotCoordinator(id),
         None => Error::UnknownBackup(id),
+    }
+}
+
+/// Ends transfers of connections that the client has lost, which would otherwise refuse the stop until the
+/// server found that out by itself. They need a moment; what takes longer is reported as any transfer.
+fn end_transfers(id: BackupId, pids: &[u32]) {
+    if pids.is_empty() {
+        return;
+    }
+    let ending = registry::terminate_transfers(id, pids, role::is_superuser());
+    let mut looks = ENDING.as_millis() / ENDING_LOOK.as_millis();
+    while looks > 0 && registry::is_sending(id, &ending) {
+        interrupt::sleep(ENDING_LOOK, WaitEvent::Transfers);
+        looks -= 1;
     }
 }
 

@@ -50,9 +50,14 @@ impl Arguments {
         Some(array.iter().collect())
     }
 
+    /// An argument that the declaration does not have, since the extension was not updated with the library,
+    /// is one that was not given.
     fn get<T: FromDatum>(self, place: usize) -> Option<T> {
-        // SAFETY: the call is under way, and its declaration has an argument of this type there; the bytes
-        // of text are laid out as those of bytea.
-        unsafe { pg_getarg(self.0, place) }
+        // SAFETY: the call is under way, and its declaration has an argument of this type there if it has one
+        // at all; the bytes of text are laid out as those of bytea.
+        unsafe {
+            let count = usize::try_from((*self.0).nargs).unwrap_or(0);
+            if place < count { pg_getarg(self.0, place) } else { None }
+        }
     }
 }

@@ -11,6 +11,8 @@ pub enum WaitEvent {
     Throttle,
     /// BackupWaitWalArchive.
     WalArchive,
+    /// Extension: until transfers have ended.
+    Transfers,
 }
 
 /// Serves interrupts: query cancel and termination end here, by an ERROR or with the process.
@@ -33,6 +35,7 @@ pub fn sleep(timeout: Duration, event: WaitEvent) {
     let event = match event {
         WaitEvent::Throttle => pg_sys::WaitEventTimeout::WAIT_EVENT_BASE_BACKUP_THROTTLE,
         WaitEvent::WalArchive => pg_sys::WaitEventIPC::WAIT_EVENT_BACKUP_WAIT_WAL_ARCHIVE,
+        WaitEvent::Transfers => pg_sys::PG_WAIT_EXTENSION,
     };
     // Rounded up, so that a short wait is one.
     let milliseconds = timeout.as_micros().div_ceil(1000).try_into().unwrap_or(i64::MAX);

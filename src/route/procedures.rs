@@ -74,8 +74,13 @@ fn parallel_backup_send_files_content(info: pg_sys::FunctionCallInfo) {
 #[pg_extern(sql = false)]
 fn parallel_backup_stop_backup(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
-    let options =
-        [text("backup_id", given.text(0)), text("label", given.text(1)), boolean("wait", given.boolean(2))];
+    let options = [
+        text("backup_id", given.text(0)),
+        text("label", given.text(1)),
+        boolean("wait", given.boolean(2)),
+        // From 0.3.0.
+        text("terminate_transfers", given.text(3)),
+    ];
     call(CommandKind::StopBackup, c"STOP_BACKUP", Called::of(info), Vec::new(), options);
 }
 

@@ -88,6 +88,11 @@ my $to_0_2_0 = q(
 	SET search_path = pg_catalog;
 	BEGIN;
 	ALTER EXTENSION pg_parallel_backup DROP SCHEMA parallel_backup;
+	ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.stop_backup;
+	DROP PROCEDURE parallel_backup.stop_backup;
+	CREATE PROCEDURE parallel_backup.stop_backup(backup_id text DEFAULT NULL, label text DEFAULT NULL, wait boolean DEFAULT NULL)
+		LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_stop_backup_wrapper';
+	ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.stop_backup;
 	UPDATE pg_extension SET extnamespace = 'parallel_backup'::regnamespace, extversion = '0.2.0' WHERE extname = 'pg_parallel_backup';
 	INSERT INTO pg_depend SELECT 'pg_extension'::regclass, oid, 0, 'pg_namespace'::regclass, extnamespace, 0, 'n' FROM pg_extension WHERE extname = 'pg_parallel_backup';
 	ALTER SCHEMA parallel_backup OWNER TO mallory;

@@ -12,6 +12,8 @@ use IO::Select;
 use IO::Socket::INET;
 use POSIX ();
 
+use constant STRAND_AFTER => 2 * 1024 * 1024;
+
 # new(server => the server's port on 127.0.0.1, and what is changed)
 #
 #   find     bytes that the server sends
@@ -21,6 +23,8 @@ use POSIX ();
 #   nth      without find: the byte with this number on each connection (with always) or on
 #            the first that has as many
 #   flag     a file that is made when a byte is changed
+#   strand   instead of all that: the connection with this number, from 1, is closed to the client once
+#            the server has sent megabytes, and left open to the server, which nobody reads from
 sub new
 {
 	my ($class, %params) = @_;
@@ -62,10 +66,13 @@ sub _serve
 	POSIX::setpgid(0, 0);
 	$SIG{CHLD} = 'IGNORE';
 	$SIG{PIPE} = 'IGNORE';
+	my $number = 0;
 	while (1)
 	{
 		my $client = $listener->accept or next;
+		$number++;
 		next if fork();
+		$self->{strands} = $number == ($self->{strand} // 0);
 		close $listener;
 		my $server = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{server}, Proto => 'tcp');
 		$self->_carry($client, $server) if $server;
@@ -111,6 +118,11 @@ sub _carry
 				}
 			}
 			$sent += $count;
+			if ($self->{strands} && $sent > STRAND_AFTER)
+			{
+				close $client;
+				sleep;
+			}
 			# In what is held back changes were made already, but to what was just found.
 			for my $change (@changes)
 			{
