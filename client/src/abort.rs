@@ -48,7 +48,7 @@ impl Latch {
 pub struct Abort {
     latch: Latch,
     cause: Mutex<Option<Error>>,
-    heeded: AtomicBool,
+    cleanup_follows: AtomicBool,
     reported: AtomicBool,
 }
 
@@ -75,7 +75,7 @@ impl Abort {
         Ok(Self {
             latch: Latch::new()?,
             cause: Mutex::new(None),
-            heeded: AtomicBool::new(false),
+            cleanup_follows: AtomicBool::new(false),
             reported: AtomicBool::new(false),
         })
     }
@@ -94,13 +94,13 @@ impl Abort {
     }
 
     /// From now on there is something to clean up, and somebody who looks for the end of the backup.
-    pub fn heed(&self) {
-        self.heeded.store(true, Ordering::SeqCst);
+    pub fn expect_cleanup(&self) {
+        self.cleanup_follows.store(true, Ordering::SeqCst);
     }
 
     /// Whether it is enough to end the backup: before, the process can only exit.
-    pub fn is_heeded(&self) -> bool {
-        self.heeded.load(Ordering::SeqCst)
+    pub fn expects_cleanup(&self) -> bool {
+        self.cleanup_follows.load(Ordering::SeqCst)
     }
 
     /// What ended it.

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use pages::names::Names;
+use pages::names::NameRules;
 use protocol::command::{SendFileList, StartBackup, StopBackup};
 use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
@@ -32,7 +32,7 @@ use crate::route;
 use crate::split::Splits;
 use crate::sync;
 use crate::target::{Modes, Target};
-use crate::transfer::{BEHIND, SharedManifest, Work, manifest_error, may_split};
+use crate::transfer::{PIPELINED_MINIMUM, SharedManifest, Work, manifest_error, may_split};
 use crate::wal::SegmentSize;
 use crate::walstream::{self, End, Plan, quoted_identifier};
 use pages::digest::Digest;
@@ -63,7 +63,7 @@ pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<(
     }
     limits::allow_files(options.jobs + usize::from(matches!(options.wal, Wal::Stream { .. })))?;
     let connections = Connections::open(options, abort)?;
-    abort.heed();
+    abort.expect_cleanup();
     abort.check()?;
     or_undone(abort, cleanup, || Backup::new(options, abort, cleanup).run(connections))
 }
@@ -268,9 +268,10 @@ impl<'a> Backup<'a> {
                 target: &target,
                 discard: options.discard,
                 pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
-                names: Names::of_server(u32::try_from(server_version).unwrap_or_default()),
+                names: NameRules::of_server(u32::try_from(server_version).unwrap_or_default()),
                 verify: options.verify,
-                behind: (!options.discard && has_cores_to_spare(options.jobs)).then_some(BEHIND),
+                pipelined: (!options.discard && has_cores_to_spare(options.jobs))
+                    .then_some(PIPELINED_MINIMUM),
                 past_libpq: options.past_libpq,
                 sync: options.sync != Sync::None,
                 backup: start.id,
@@ -891,11 +892,11 @@ mod tests {
             splits: &Splits::default(),
             target: &Target::new(options.target.clone(), modes),
             discard: true,
-            behind: None,
+            pipelined: None,
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: DigestAlgorithm::Crc32c,
             pages: None,
-            names: Names::Strict,
+            names: NameRules::Since17,
             verify: None,
             past_libpq: true,
             sync: false,

@@ -6,7 +6,7 @@
 //! - `route`, `connection`, `reconnect`, `pq` (libpq), `tls` (OpenSSL), `prompt`, `cancel`: the server, and
 //!   commands;
 //! - `wire`, `receive`, `reply`, `chunk`: what comes, read past libpq where that can be;
-//! - `queue`, `split`, `transfer`, `reverify`, `behind`, `writer`: files and who fetches them;
+//! - `queue`, `split`, `transfer`, `reverify`, `pipeline`, `writer`: files and who fetches them;
 //! - `target`, `claim`, `cleanup`, `sync`: the directories that are written;
 //! - `wal`, `wal_check`, `walstream`, `manifest`, `recovery`: what makes it a backup;
 //! - `abort`, `signals`, `error`, `report`, `progress`: how it ends, and what the user hears;
@@ -18,7 +18,6 @@ mod abort;
 #[cfg(test)]
 mod allocations;
 mod backup;
-mod behind;
 mod cancel;
 mod chunk;
 mod claim;
@@ -31,6 +30,7 @@ mod limits;
 mod manifest;
 mod options;
 mod os;
+mod pipeline;
 mod pq;
 mod progress;
 mod prompt;

@@ -57,7 +57,7 @@ struct FileList {
     files: Vec<File>,
     bytes: u64,
     /// Where files lie: the data directory, or an entry of pg_tblspc.
-    spaces: Vec<Vec<u8>>,
+    tablespaces: Vec<Vec<u8>>,
     /// The files by their names, until the list is complete.
     known: HashTable<FileNumber>,
     hasher: DefaultHashBuilder,
@@ -68,7 +68,7 @@ struct File {
     name: usize,
     size: u64,
     length: u16,
-    space: u16,
+    tablespace: u16,
 }
 
 impl FileList {
@@ -87,8 +87,8 @@ impl FileList {
         }
         let number = files.len();
         known.insert_unique(hash, number, |file| hasher.hash_one(&names[files[*file].range()]));
-        let space = self.space_of(name);
-        self.files.push(File { name: self.names.len(), size, length, space });
+        let tablespace = self.tablespace_of(name);
+        self.files.push(File { name: self.names.len(), size, length, tablespace });
         self.names.extend_from_slice(name);
         self.bytes += size;
         Ok(Some(number))
@@ -105,16 +105,16 @@ impl FileList {
     }
 
     /// The number of the tablespace that a file is in; beyond 65,535 they share one.
-    fn space_of(&mut self, name: &[u8]) -> u16 {
-        let space = match name.strip_prefix(b"pg_tblspc/") {
+    fn tablespace_of(&mut self, name: &[u8]) -> u16 {
+        let tablespace = match name.strip_prefix(b"pg_tblspc/") {
             Some(rest) => rest.split(|byte| *byte == b'/').next().unwrap_or_default(),
             None => b"",
         };
         // A tablespace's files are listed together: look at the last first.
-        let known = self.spaces.iter().rposition(|known| known == space);
+        let known = self.tablespaces.iter().rposition(|known| known == tablespace);
         let number = known.unwrap_or_else(|| {
-            self.spaces.push(space.to_vec());
-            self.spaces.len() - 1
+            self.tablespaces.push(tablespace.to_vec());
+            self.tablespaces.len() - 1
         });
         u16::try_from(number).unwrap_or(u16::MAX)
     }
@@ -162,7 +162,7 @@ pub struct Part {
 
 /// What a connection is to do.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Take {
+pub enum Claimed {
     /// Fetch these.
     Batch(Vec<Item>),
     /// Nothing now, but another's work may come back.
@@ -174,7 +174,7 @@ pub enum Take {
 /// Where a connection took its last batch from.
 #[derive(Debug, Default)]
 pub struct Turn {
-    space: Option<usize>,
+    tablespace: Option<usize>,
     /// A file in parts.
     split: Option<FileNumber>,
 }
@@ -198,7 +198,7 @@ struct State {
     abandoned: bool,
     /// Files in the order in which they are to be taken, tablespace by tablespace.
     order: Vec<FileNumber>,
-    spaces: Vec<Space>,
+    tablespaces: Vec<TablespaceQueue>,
     /// What is left in all of them.
     cost_left: u64,
     /// Files that were begun in parts, with parts that nobody has taken yet.
@@ -231,14 +231,14 @@ struct Split {
     /// In order.
     left: VecDeque<Item>,
     /// Its tablespace's place.
-    space: usize,
+    tablespace: usize,
     /// Connections whose last part was one of it.
     busy: usize,
 }
 
 /// A tablespace's files that nobody has taken yet.
 #[derive(Debug)]
-struct Space {
+struct TablespaceQueue {
     /// Their places in the order.
     left: Range<usize>,
     cost_left: u64,
@@ -288,20 +288,24 @@ impl Queue {
         order.extend(early);
         order.sort_unstable_by_key(|number| {
             let file = &list.files[*number];
-            (file.space, Reverse(file.size), *number)
+            (file.tablespace, Reverse(file.size), *number)
         });
         let mut last = None;
         for (place, number) in order.iter().enumerate() {
             let file = &list.files[*number];
             state.cost_left = state.cost_left.saturating_add(file.cost());
-            match state.spaces.last_mut() {
-                Some(space) if last == Some(file.space) => {
-                    space.left.end = place + 1;
-                    space.cost_left = space.cost_left.saturating_add(file.cost());
+            match state.tablespaces.last_mut() {
+                Some(tablespace) if last == Some(file.tablespace) => {
+                    tablespace.left.end = place + 1;
+                    tablespace.cost_left = tablespace.cost_left.saturating_add(file.cost());
                 }
-                _ => state.spaces.push(Space { left: place..place + 1, cost_left: file.cost(), busy: 0 }),
+                _ => state.tablespaces.push(TablespaceQueue {
+                    left: place..place + 1,
+                    cost_left: file.cost(),
+                    busy: 0,
+                }),
             }
-            last = Some(file.space);
+            last = Some(file.tablespace);
         }
         state.order = order;
         self.changed.notify_all();
@@ -334,10 +338,10 @@ impl Queue {
     }
 
     /// The next batch; waits for one up to `patience` if others' work may still come back.
-    pub fn take(&self, turn: &mut Turn, patience: Duration) -> Take {
+    pub fn claim(&self, turn: &mut Turn, patience: Duration) -> Claimed {
         let mut state = self.lock();
-        if let Some(space) = turn.space.take() {
-            state.spaces[space].busy -= 1;
+        if let Some(tablespace) = turn.tablespace.take() {
+            state.tablespaces[tablespace].busy -= 1;
         }
         let own = turn.split.take();
         if let Some(split) = state.splits.iter_mut().find(|split| Some(split.file) == own) {
@@ -347,17 +351,17 @@ impl Queue {
             let batch = if state.abandoned { Vec::new() } else { self.batch(&mut state, turn, own) };
             if !batch.is_empty() {
                 state.under_way += batch.len();
-                return Take::Batch(batch);
+                return Claimed::Batch(batch);
             }
             if state.abandoned || state.under_way == 0 && state.listing.is_none() {
-                return Take::Done;
+                return Claimed::Done;
             }
             if !last_look {
                 (state, _) =
                     self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        Take::Wait
+        Claimed::Wait
     }
 
     /// A file is dealt with, or a part of one; `file_done` for a whole one and for the last part.
@@ -371,7 +375,7 @@ impl Queue {
     }
 
     /// A file was not fetched, for no fault of its own: somebody else's turn.
-    pub fn give_back(&self, item: Item) {
+    pub fn release(&self, item: Item) {
         let mut state = self.lock();
         state.under_way -= 1;
         state.returned.push_back(item);
@@ -421,8 +425,10 @@ impl Queue {
             return state.part(place, turn, VecDeque::pop_front);
         }
         // Where the fewest connections are, and of those where most is left.
-        let candidates = state.spaces.iter().enumerate().filter(|(_, space)| !space.left.is_empty());
-        let Some((number, _)) = candidates.min_by_key(|(_, space)| (space.busy, Reverse(space.cost_left)))
+        let candidates =
+            state.tablespaces.iter().enumerate().filter(|(_, tablespace)| !tablespace.left.is_empty());
+        let Some((number, _)) =
+            candidates.min_by_key(|(_, tablespace)| (tablespace.busy, Reverse(tablespace.cost_left)))
         else {
             // With the fewest others; from the end, so that who began it reads on in one go.
             let fewest = (0..state.splits.len()).min_by_key(|place| state.splits[*place].busy);
@@ -430,9 +436,9 @@ impl Queue {
         };
         let share = state.cost_left / (self.jobs * SHARES);
         let mut load = Load::of(share);
-        let space = &mut state.spaces[number];
+        let tablespace = &mut state.tablespaces[number];
         let mut batch = Vec::new();
-        while let Some(place) = space.left.clone().next() {
+        while let Some(place) = tablespace.left.clone().next() {
             let file = state.order[place];
             let cost = list.files[file].cost();
             if !load.takes(cost) {
@@ -440,16 +446,16 @@ impl Queue {
             }
             let parts = if batch.is_empty() { self.parts(&list, file, share) } else { Vec::new() };
             batch.push(Item { file, part: None });
-            space.left.start += 1;
-            space.cost_left = space.cost_left.saturating_sub(cost);
+            tablespace.left.start += 1;
+            tablespace.cost_left = tablespace.cost_left.saturating_sub(cost);
             state.cost_left = state.cost_left.saturating_sub(cost);
             if !parts.is_empty() {
-                state.splits.push(Split { file, left: parts.into(), space: number, busy: 0 });
+                state.splits.push(Split { file, left: parts.into(), tablespace: number, busy: 0 });
                 return state.part(state.splits.len() - 1, turn, VecDeque::pop_front);
             }
         }
-        space.busy += 1;
-        turn.space = Some(number);
+        tablespace.busy += 1;
+        turn.tablespace = Some(number);
         batch
     }
 
@@ -535,8 +541,8 @@ impl State {
     ) -> Vec<Item> {
         let split = &mut self.splits[place];
         split.busy += 1;
-        self.spaces[split.space].busy += 1;
-        *turn = Turn { space: Some(split.space), split: Some(split.file) };
+        self.tablespaces[split.tablespace].busy += 1;
+        *turn = Turn { tablespace: Some(split.tablespace), split: Some(split.file) };
         let item = take(&mut split.left);
         if split.left.is_empty() {
             self.splits.swap_remove(place);
@@ -569,8 +575,8 @@ mod tests {
     }
 
     fn take(queue: &Queue) -> Vec<FileNumber> {
-        match queue.take(&mut Turn::default(), Duration::ZERO) {
-            Take::Batch(batch) => batch.into_iter().map(|item| item.file).collect(),
+        match queue.claim(&mut Turn::default(), Duration::ZERO) {
+            Claimed::Batch(batch) => batch.into_iter().map(|item| item.file).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -588,9 +594,9 @@ mod tests {
         assert_eq!(paths(take(&queue)), ["base/3"]);
         assert_eq!(paths(take(&queue)), ["base/1"]);
         assert_eq!(paths(take(&queue)), ["base/2", "base/0", "base/4"]);
-        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Wait);
+        assert_eq!(queue.claim(&mut Turn::default(), Duration::ZERO), Claimed::Wait);
         (0..5).for_each(|_| queue.finish(true));
-        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Done);
+        assert_eq!(queue.claim(&mut Turn::default(), Duration::ZERO), Claimed::Done);
         assert!(queue.is_complete());
     }
 
@@ -598,7 +604,7 @@ mod tests {
     fn batches_are_bounded_and_get_smaller_towards_the_end() {
         let queue = sized(&vec![8192; 50_000], 4);
         let mut batches = Vec::new();
-        while let Take::Batch(batch) = queue.take(&mut Turn::default(), Duration::ZERO) {
+        while let Claimed::Batch(batch) = queue.claim(&mut Turn::default(), Duration::ZERO) {
             batches.push(batch.len());
             batch.iter().for_each(|_| queue.finish(true));
         }
@@ -612,7 +618,7 @@ mod tests {
     #[test]
     fn nothing_to_do() {
         let queue = named(&[], 4, true);
-        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Done);
+        assert_eq!(queue.claim(&mut Turn::default(), Duration::ZERO), Claimed::Done);
         assert!(queue.is_complete());
     }
 
@@ -625,7 +631,7 @@ mod tests {
         queue.failed(whole(1), &cause).unwrap();
         assert_eq!(take(&queue), [1]);
         // Coming back for another's fault does not count.
-        queue.give_back(whole(1));
+        queue.release(whole(1));
         assert_eq!(take(&queue), [1]);
         queue.failed(whole(1), &cause).unwrap();
         assert_eq!(take(&queue), [1]);
@@ -639,9 +645,9 @@ mod tests {
         let queue = sized(&[1], 2);
         assert_eq!(take(&queue), [0]);
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| queue.take(&mut Turn::default(), Duration::from_secs(60)));
-            queue.give_back(whole(0));
-            assert_eq!(other.join().unwrap(), Take::Batch(vec![whole(0)]));
+            let other = scope.spawn(|| queue.claim(&mut Turn::default(), Duration::from_secs(60)));
+            queue.release(whole(0));
+            assert_eq!(other.join().unwrap(), Claimed::Batch(vec![whole(0)]));
         });
     }
 
@@ -678,13 +684,13 @@ mod tests {
             push(&queue, &format!("base/1/{number}"), 8192);
         }
         // Not worth a command yet, and not the end either.
-        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Wait);
+        assert_eq!(queue.claim(&mut Turn::default(), Duration::ZERO), Claimed::Wait);
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| queue.take(&mut Turn::default(), Duration::from_secs(60)));
+            let other = scope.spawn(|| queue.claim(&mut Turn::default(), Duration::from_secs(60)));
             for number in 40..60 {
                 push(&queue, &format!("base/1/{number}"), 8192);
             }
-            let Take::Batch(batch) = other.join().unwrap() else { panic!("nothing to do") };
+            let Claimed::Batch(batch) = other.join().unwrap() else { panic!("nothing to do") };
             assert_eq!(batch[0], whole(1));
             batch.iter().for_each(|_| queue.finish(true));
             // Again while the list is coming: once.
@@ -695,7 +701,7 @@ mod tests {
             // Now the largest comes first, and of the rest what has not been taken.
             assert_eq!(take(&queue)[0], 0);
             queue.finish(true);
-            while let Take::Batch(batch) = queue.take(&mut Turn::default(), Duration::ZERO) {
+            while let Claimed::Batch(batch) = queue.claim(&mut Turn::default(), Duration::ZERO) {
                 files.extend(batch.iter().filter(|item| item.part.is_none()).map(|item| item.file));
                 batch.iter().for_each(|item| queue.finish(item.part.is_none()));
             }
@@ -709,9 +715,9 @@ mod tests {
         let queue = Queue::new(2, true);
         push(&queue, "base/1/1", 1);
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| queue.take(&mut Turn::default(), Duration::from_secs(60)));
+            let other = scope.spawn(|| queue.claim(&mut Turn::default(), Duration::from_secs(60)));
             queue.abandon();
-            assert_eq!(other.join().unwrap(), Take::Done);
+            assert_eq!(other.join().unwrap(), Claimed::Done);
         });
         assert!(!queue.is_complete());
     }
@@ -726,8 +732,8 @@ mod tests {
         for _ in 0..6 {
             let taken: Vec<bool> = turns
                 .iter_mut()
-                .map(|turn| match queue.take(turn, Duration::ZERO) {
-                    Take::Batch(batch) => queue.path(batch[0].file).as_bytes().starts_with(b"pg_tblspc"),
+                .map(|turn| match queue.claim(turn, Duration::ZERO) {
+                    Claimed::Batch(batch) => queue.path(batch[0].file).as_bytes().starts_with(b"pg_tblspc"),
                     other => panic!("{other:?}"),
                 })
                 .collect();
@@ -742,8 +748,8 @@ mod tests {
         let mut parts = Vec::new();
         let mut first = Turn::default();
         let mut second = Turn::default();
-        let mut next = |turn: &mut Turn| match queue.take(turn, Duration::ZERO) {
-            Take::Batch(batch) => parts.extend(batch),
+        let mut next = |turn: &mut Turn| match queue.claim(turn, Duration::ZERO) {
+            Claimed::Batch(batch) => parts.extend(batch),
             other => panic!("{other:?}"),
         };
         // Who began the file goes on with it; another joins in when nothing else is left, at its end.
@@ -755,7 +761,7 @@ mod tests {
         assert_eq!(last.offset + last.length, size);
         assert_eq!(parts.remove(1), whole(1));
         assert_eq!(parts[1].part.unwrap().offset, parts[0].part.unwrap().length);
-        while let Take::Batch(batch) = queue.take(&mut first, Duration::ZERO) {
+        while let Claimed::Batch(batch) = queue.claim(&mut first, Duration::ZERO) {
             parts.extend(batch);
         }
         parts.push(Item { file: 0, part: Some(last) });
@@ -774,7 +780,7 @@ mod tests {
         assert!(!queue.is_complete());
         queue.finish(true);
         assert!(queue.is_complete());
-        assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Done);
+        assert_eq!(queue.claim(&mut Turn::default(), Duration::ZERO), Claimed::Done);
     }
 
     #[test]
@@ -790,7 +796,11 @@ mod tests {
         ] {
             let queue = named(&[(name, size)], jobs, may_split);
             assert_eq!(take(&queue), [0]);
-            assert_eq!(queue.take(&mut Turn::default(), Duration::ZERO), Take::Wait, "{name} {size} {jobs}");
+            assert_eq!(
+                queue.claim(&mut Turn::default(), Duration::ZERO),
+                Claimed::Wait,
+                "{name} {size} {jobs}"
+            );
         }
     }
 

@@ -3,7 +3,7 @@
 //! them; where this side does, page by page, with a digest made here that says nothing about the way.
 //! Where the bytes go is for a `Sink` to say.
 
-use pages::names::{self, Names};
+use pages::names::{self, NameRules};
 use pages::page::{self, BLOCK_SIZE};
 use protocol::command::{FileRequest, Range};
 use protocol::frame::Compression;
@@ -63,7 +63,7 @@ pub struct Checks {
     /// Which pages must have a checksum that fits, if they are looked at here.
     pub pages: Option<PageRule>,
     /// How the server reads the names of files, and so which have pages.
-    pub names: Names,
+    pub names: NameRules,
 }
 
 /// Which pages must have a checksum that fits.
@@ -358,8 +358,12 @@ mod tests {
         }
     }
 
-    const BY_SERVER: Checks =
-        Checks { algorithm: DigestAlgorithm::Crc32c, by_server: true, pages: None, names: Names::Strict };
+    const BY_SERVER: Checks = Checks {
+        algorithm: DigestAlgorithm::Crc32c,
+        by_server: true,
+        pages: None,
+        names: NameRules::Since17,
+    };
 
     fn paths(names: &[&str]) -> Vec<FileRequest> {
         names.iter().map(|name| FileRequest::whole(BackupPath::from_bytes(*name).unwrap())).collect()

@@ -50,7 +50,7 @@ impl Work<'_> {
             Err(error) => {
                 self.counters.lost(received.length);
                 if is_hopeless(&error) {
-                    self.queue.give_back(item);
+                    self.queue.release(item);
                     return Err(error);
                 }
                 match error.kind() {

@@ -26,7 +26,7 @@ pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>) -> Result<()> {
     std::thread::spawn(move || {
         for _ in signals.forever() {
             // Nothing is there to be cleaned up, and nobody looks.
-            if !abort.is_heeded() {
+            if !abort.expects_cleanup() {
                 os::exit(1);
             }
             if abort.check().is_err() {

@@ -7,20 +7,20 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pages::digest::{from_crc, to_crc};
-use pages::names::Names;
+use pages::names::NameRules;
 use pages::relation;
 use protocol::command::{Range, SendFilesContent};
 use protocol::wal::is_segment;
 use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, FileRequest, Lsn, SqlState};
 
-use crate::behind;
 use crate::chunk::Chunk;
 use crate::connection::Session;
 use crate::error::{Error, Kind, Result};
 use crate::manifest::Manifest;
 use crate::options::Side;
+use crate::pipeline;
 use crate::progress::Counters;
-use crate::queue::{Item, Part, Queue, Take, Turn};
+use crate::queue::{Claimed, Item, Part, Queue, Turn};
 use crate::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::report;
 use crate::split::{Outcome, Splits};
@@ -43,7 +43,7 @@ const HOPELESS: [SqlState; 4] = [
 
 /// Fewest bytes of a file, on average in a batch, that is worth a thread of its own to write it: to hand
 /// a small one over takes longer than that.
-pub const BEHIND: u64 = 1 << 20;
+pub const PIPELINED_MINIMUM: u64 = 1 << 20;
 
 /// Relation files below that are verified by the server: it sends them by way of its own memory in any
 /// case, and small files of all kinds then come in one command.
@@ -63,7 +63,7 @@ pub struct Work<'a> {
     /// Write nothing at all.
     pub discard: bool,
     /// From so many bytes a file on they are written on a thread of its own.
-    pub behind: Option<u64>,
+    pub pipelined: Option<u64>,
     /// The backup.
     pub backup: BackupId,
     /// The digests that say whether a file came as it was sent, and that the manifest gets. Never none.
@@ -71,7 +71,7 @@ pub struct Work<'a> {
     /// The start LSN, if page checksums are to be verified and the cluster has them.
     pub pages: Option<Lsn>,
     /// How the server reads the names of files.
-    pub names: Names,
+    pub names: NameRules,
     /// Who verifies the pages of relation files, if the user has a wish.
     pub verify: Option<Side>,
     /// Read the socket without libpq where that can be.
@@ -93,10 +93,10 @@ impl Work<'_> {
     pub fn run(&self, session: &mut Session) -> Result<()> {
         let mut turn = Turn::default();
         loop {
-            match self.queue.take(&mut turn, PATIENCE) {
-                Take::Done => return Ok(()),
-                Take::Wait => session.check_alive()?,
-                Take::Batch(items) => self.fetch(session, &items)?,
+            match self.queue.claim(&mut turn, PATIENCE) {
+                Claimed::Done => return Ok(()),
+                Claimed::Wait => session.check_alive()?,
+                Claimed::Batch(items) => self.fetch(session, &items)?,
             }
         }
     }
@@ -112,7 +112,7 @@ impl Work<'_> {
         if outcome.is_ok() && !by_server.is_empty() {
             outcome = self.fetch_checked(session, &by_server, self.checks_by_server());
         } else {
-            by_server.iter().for_each(|item| self.queue.give_back(*item));
+            by_server.iter().for_each(|item| self.queue.release(*item));
         }
         outcome
     }
@@ -129,8 +129,8 @@ impl Work<'_> {
         let mut receiver = Receiver::new(&wanted, checks);
         let mut writer = Writer::new(self, items, &wanted);
         let bytes: u64 = items.iter().map(|item| self.queue.size(*item)).sum();
-        let outcome = if self.behind.is_some_and(|least| bytes >= least * items.len() as u64) {
-            behind::run(&mut writer, |front| {
+        let outcome = if self.pipelined.is_some_and(|least| bytes >= least * items.len() as u64) {
+            pipeline::run(&mut writer, |front| {
                 self.transfer(session, &wanted, checks, None, &mut receiver, front)
             })
         } else {
@@ -148,7 +148,7 @@ impl Work<'_> {
         // The connection is no more: others fetch them anew.
         for (place, received) in mismatched {
             self.counters.lost(received.length);
-            self.queue.give_back(items[place]);
+            self.queue.release(items[place]);
         }
         outcome
     }
@@ -162,7 +162,7 @@ impl Work<'_> {
         }
         let mut left = items[position..].iter();
         let mut verdict = Ok(());
-        // The file whose turn it was is to blame; those behind it were not even looked at.
+        // The file whose turn it was is to blame; those after it were not even looked at.
         if !hopeless && let Some(item) = left.next() {
             verdict = match error.kind() {
                 // Reported as what it is, the end of the connection.
@@ -170,7 +170,7 @@ impl Work<'_> {
                 _ => self.failed(*item, error),
             };
         }
-        left.for_each(|item| self.queue.give_back(*item));
+        left.for_each(|item| self.queue.release(*item));
         verdict?;
         if hopeless || error.kind() == Kind::Connection { Err(error.clone()) } else { Ok(()) }
     }
@@ -369,10 +369,10 @@ mod tests {
         size: usize,
         jobs: usize,
         discard: bool,
-        behind: bool,
+        pipelined: bool,
         past_libpq: bool,
         path: &'static str,
-        names: Names,
+        names: NameRules,
         /// Whether the cluster has page checksums, and the start LSN.
         pages: bool,
         start: Lsn,
@@ -383,10 +383,10 @@ mod tests {
         size: 64 << 10,
         jobs: 1,
         discard: false,
-        behind: false,
+        pipelined: false,
         past_libpq: true,
         path: PATH,
-        names: Names::Strict,
+        names: NameRules::Since17,
         pages: true,
         start: Lsn(u64::MAX),
     };
@@ -411,7 +411,7 @@ mod tests {
             splits: &Splits::default(),
             target: &target,
             discard: case.discard,
-            behind: case.behind.then_some(0),
+            pipelined: case.pipelined.then_some(0),
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: DigestAlgorithm::Crc32c,
             pages: case.pages.then_some(case.start),
@@ -465,9 +465,9 @@ mod tests {
     #[test]
     fn a_page_that_was_torn_is_asked_for_again() {
         let (good, bad) = good_and_bad();
-        for (past_libpq, behind) in [(true, false), (false, false), (true, true), (false, true)] {
+        for (past_libpq, pipelined) in [(true, false), (false, false), (true, true), (false, true)] {
             let fetched = fetch(
-                &Case { past_libpq, behind, ..CASE },
+                &Case { past_libpq, pipelined, ..CASE },
                 vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), digested(&good[..BLOCK], 0)],
             );
             fetched.outcome.unwrap();
@@ -522,8 +522,8 @@ mod tests {
         failed.extend(report(b'N', "WARNING", "01000", "trouble"));
         failed.extend(report(b'E', "ERROR", "58030", "could not read file"));
         failed.extend(ready());
-        for (past_libpq, behind) in [(true, false), (false, false), (true, true), (false, true)] {
-            let case = Case { past_libpq, behind, ..CASE };
+        for (past_libpq, pipelined) in [(true, false), (false, false), (true, true), (false, true)] {
+            let case = Case { past_libpq, pipelined, ..CASE };
             let fetched = fetch(&case, vec![failed.clone(), copy(&[file(PATH, 3 * BLOCK as u64, 0, &good)])]);
             fetched.outcome.unwrap();
             assert_eq!(fetched.content.unwrap(), good, "libpq: {}", !past_libpq);
@@ -574,8 +574,8 @@ mod tests {
         let answers =
             || vec![answer(0, &first), answer(length, &second), again.clone(), answer(2 * length, &[])];
         let expected = vec![0; size];
-        for behind in [false, true] {
-            let fetched = fetch(&Case { size, jobs: 2, behind, ..CASE }, answers());
+        for pipelined in [false, true] {
+            let fetched = fetch(&Case { size, jobs: 2, pipelined, ..CASE }, answers());
             fetched.outcome.unwrap();
             assert!(fetched.complete);
             assert!(fetched.content.unwrap() == expected);
@@ -597,7 +597,7 @@ mod tests {
         let cluster = Case { pages: false, ..CASE };
         for (case, name) in [
             (Case { path: "base/5/notes", ..CASE }, "no relation"),
-            (Case { path: "base/5/notes", names: Names::Loose, ..CASE }, "no relation, before 17"),
+            (Case { path: "base/5/notes", names: NameRules::Before17, ..CASE }, "no relation, before 17"),
             (Case { path: "pg_xact/0000", ..CASE }, "commit status"),
             (Case { size: BLOCK, ..CASE }, "too small to be sent without a copy"),
             (cluster, "no page checksums"),

@@ -9,13 +9,13 @@ use crate::relation::{self, Fork, RelationFile};
 
 /// The rules of a major version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Names {
+pub enum NameRules {
     /// Relation files, and only they, may be of unlogged relations and have pages.
     #[default]
-    Strict,
+    Since17,
     /// Any digits will do for a relation's number, but not in `global`; every file has pages that
     /// is in `base`, `global` or a tablespace, but for a few by name.
-    Loose,
+    Before17,
 }
 
 /// Which pages a file has.
@@ -39,21 +39,21 @@ const WITHOUT_PAGES: [&[u8]; 2] = [b"pg_filenode.map", b"PG_VERSION"];
 /// The first version with the strict rules, as servers number themselves.
 const STRICT_SINCE: u32 = 170_000;
 
-impl Names {
+impl NameRules {
     /// The rules of a server by its version number, such as 150018.
     pub const fn of_server(version: u32) -> Self {
-        if version < STRICT_SINCE { Self::Loose } else { Self::Strict }
+        if version < STRICT_SINCE { Self::Before17 } else { Self::Since17 }
     }
 
     /// The init fork that makes a file of a directory with relations part of an unlogged one, if
     /// the file is a fork other than that.
     pub fn init_fork(self, directory: &[u8], name: &[u8]) -> Option<Vec<u8>> {
         match self {
-            Self::Strict => RelationFile::parse(name)
+            Self::Since17 => RelationFile::parse(name)
                 .filter(|file| file.fork != Fork::Init)
                 .map(|file| file.init_fork_name()),
-            Self::Loose if directory == b"global" => None,
-            Self::Loose => {
+            Self::Before17 if directory == b"global" => None,
+            Self::Before17 => {
                 let number = digits(name).filter(|number| number.len() <= MAX_DIGITS)?;
                 let rest = &name[number.len()..];
                 let fork = [&b"_fsm"[..], b"_vm"].into_iter().find(|fork| rest.starts_with(fork));
@@ -69,9 +69,9 @@ impl Names {
     /// `below_relations` whether it is anywhere below `base`, `global` or a tablespace.
     pub fn pages(self, name: &[u8], relation: Option<RelationFile>, below_relations: bool) -> Pages {
         match self {
-            Self::Strict => relation.map_or(Pages::None, |file| Pages::From(file.first_block())),
-            Self::Loose if !below_relations || WITHOUT_PAGES.contains(&name) => Pages::None,
-            Self::Loose => {
+            Self::Since17 => relation.map_or(Pages::None, |file| Pages::From(file.first_block())),
+            Self::Before17 if !below_relations || WITHOUT_PAGES.contains(&name) => Pages::None,
+            Self::Before17 => {
                 let Some(dot) = name.iter().position(|byte| *byte == b'.') else { return Pages::From(0) };
                 // atoi: what follows the digits does not matter.
                 let segment = digits(&name[dot + 1..]).unwrap_or_default().iter();
@@ -123,12 +123,12 @@ mod tests {
             ("16384_fsm_vm", None, None),
             ("PG_VERSION", None, None),
         ] {
-            let of = |names: Names| names.init_fork(b"base/5", name.as_bytes());
-            assert_eq!(of(Names::Strict).as_deref(), strict.map(str::as_bytes), "{name}");
-            assert_eq!(of(Names::Loose).as_deref(), loose.map(str::as_bytes), "{name}");
+            let of = |names: NameRules| names.init_fork(b"base/5", name.as_bytes());
+            assert_eq!(of(NameRules::Since17).as_deref(), strict.map(str::as_bytes), "{name}");
+            assert_eq!(of(NameRules::Before17).as_deref(), loose.map(str::as_bytes), "{name}");
         }
-        assert!(Names::Strict.init_fork(b"global", b"1").is_some());
-        assert!(Names::Loose.init_fork(b"global", b"1").is_none());
+        assert!(NameRules::Since17.init_fork(b"global", b"1").is_some());
+        assert!(NameRules::Before17.init_fork(b"global", b"1").is_none());
     }
 
     #[test]
@@ -145,10 +145,10 @@ mod tests {
             ("16384.", Pages::None, Pages::InvalidSegment),
         ] {
             let relation = RelationFile::parse(name.as_bytes());
-            assert_eq!(Names::Strict.pages(name.as_bytes(), relation, true), strict, "{name}");
-            assert_eq!(Names::Loose.pages(name.as_bytes(), relation, true), loose, "{name}");
+            assert_eq!(NameRules::Since17.pages(name.as_bytes(), relation, true), strict, "{name}");
+            assert_eq!(NameRules::Before17.pages(name.as_bytes(), relation, true), loose, "{name}");
         }
-        assert_eq!(Names::Loose.pages(b"1", None, false), Pages::None);
+        assert_eq!(NameRules::Before17.pages(b"1", None, false), Pages::None);
     }
 
     #[test]
@@ -176,21 +176,21 @@ mod tests {
             ("notes", Pages::None, Pages::None),
         ] {
             let path = BackupPath::from_bytes(path).unwrap();
-            assert_eq!(Names::Strict.pages_of(&path), strict, "{path}");
-            assert_eq!(Names::Loose.pages_of(&path), loose, "{path}");
+            assert_eq!(NameRules::Since17.pages_of(&path), strict, "{path}");
+            assert_eq!(NameRules::Before17.pages_of(&path), loose, "{path}");
         }
     }
 
     #[test]
     fn rules_by_version() {
         for (version, names) in [
-            (150_000, Names::Loose),
-            (150_018, Names::Loose),
-            (160_010, Names::Loose),
-            (170_000, Names::Strict),
-            (180_006, Names::Strict),
+            (150_000, NameRules::Before17),
+            (150_018, NameRules::Before17),
+            (160_010, NameRules::Before17),
+            (170_000, NameRules::Since17),
+            (180_006, NameRules::Since17),
         ] {
-            assert_eq!(Names::of_server(version), names, "{version}");
+            assert_eq!(NameRules::of_server(version), names, "{version}");
         }
     }
 }

@@ -10,7 +10,7 @@ pub mod walk;
 use std::collections::{HashMap, HashSet};
 
 use bytes::{Buf, BufMut};
-use names::Names;
+use names::NameRules;
 pub use pages::{names, page, relation};
 
 /// A tablespace as START_BACKUP found it.
@@ -46,7 +46,7 @@ pub struct Layout {
     /// (TABLESPACE_VERSION_DIRECTORY).
     pub version_directory: Vec<u8>,
     /// How this server reads the names of files.
-    pub names: Names,
+    pub names: NameRules,
     /// Places among the tablespaces by the names of their entries in pg_tblspc: it is asked for at each
     /// component of each path.
     entries: HashMap<Vec<u8>, usize>,
@@ -56,7 +56,7 @@ pub struct Layout {
 
 impl Layout {
     /// That of a cluster with these tablespaces.
-    pub fn new(tablespaces: Vec<Tablespace>, version_directory: Vec<u8>, names: Names) -> Self {
+    pub fn new(tablespaces: Vec<Tablespace>, version_directory: Vec<u8>, names: NameRules) -> Self {
         let entries = tablespaces.iter().enumerate();
         let entries = entries.map(|(place, space)| (space.oid.to_string().into_bytes(), place)).collect();
         let inside = tablespaces.iter().filter_map(|space| space.relative.clone()).collect();
@@ -67,7 +67,7 @@ impl Layout {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put_bytes(&mut out, &self.version_directory);
-        out.put_u8(u8::from(self.names == Names::Loose));
+        out.put_u8(u8::from(self.names == NameRules::Before17));
         for space in &self.tablespaces {
             out.put_u32(space.oid);
             put_bytes(&mut out, &space.location);
@@ -80,7 +80,7 @@ impl Layout {
     /// The reverse of [`Layout::encode`]; `None` where the bytes are not from there.
     pub fn decode(mut bytes: &[u8]) -> Option<Self> {
         let version_directory = take_bytes(&mut bytes)?;
-        let names = if bytes.try_get_u8().ok()? == 0 { Names::Strict } else { Names::Loose };
+        let names = if bytes.try_get_u8().ok()? == 0 { NameRules::Since17 } else { NameRules::Before17 };
         let mut tablespaces = Vec::new();
         while bytes.has_remaining() {
             let oid = bytes.try_get_u32().ok()?;
@@ -124,7 +124,7 @@ mod tests {
             Tablespace { oid: 16384, location: b"/srv/\xff space".to_vec(), relative: None },
             Tablespace { oid: 16385, location: b"/data/x".to_vec(), relative: Some(b"x".to_vec()) },
         ];
-        let layout = Layout::new(tablespaces, b"PG_15_1".to_vec(), Names::Loose);
+        let layout = Layout::new(tablespaces, b"PG_15_1".to_vec(), NameRules::Before17);
         assert_eq!(layout.tablespace(b"16385").map(|space| space.oid), Some(16385));
         assert!(layout.tablespace(b"016385").is_none() && layout.is_tablespace(b"x"));
         let bytes = layout.encode();

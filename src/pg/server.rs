@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pgrx::pg_sys;
 
-use crate::cluster::names::Names;
+use crate::cluster::names::NameRules;
 use crate::cluster::page::{BLOCK_SIZE, SEGMENT_BLOCKS};
 use crate::cluster::walk::Walk;
 use crate::cluster::{Layout, Tablespace};
@@ -23,7 +23,7 @@ pub const WAL_DIRECTORIES: &[&[u8]] = &[
 ];
 
 /// How BASE_BACKUP of this version reads the names of files (basebackup.c, reinit.c).
-const NAMES: Names = Names::of_server(pg_sys::PG_VERSION_NUM);
+const NAMES: NameRules = NameRules::of_server(pg_sys::PG_VERSION_NUM);
 
 /// What decides which files a backup with these tablespaces has.
 pub fn layout(tablespaces: Vec<Tablespace>) -> Layout {
