@@ -19,6 +19,10 @@ use ParallelBackup::Connection;
 use ParallelBackup::Frame qw(crc32c encode_path decode_path quote_literal);
 use ParallelBackup::Transfer;
 
+# Whoever started this may have had it ignore signals (nohup, a shell's background job), and the
+# programs under test would go on ignoring them.
+$SIG{$_} = 'DEFAULT' for qw(HUP INT);
+
 our @EXPORT = qw(
 	checked_results
   server_major wal_directories stock_server
