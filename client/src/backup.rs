@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pages::names::NameRules;
 use protocol::command::{SendFileList, StartBackup, StopBackup};
-use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, Lsn, PROTOCOL_VERSION, SqlState, reply};
+use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
 use crate::abort::{Abort, PanicGuard, panicked};
 use crate::claim::{self, check_free};
@@ -35,7 +35,7 @@ use crate::target::{Modes, Target};
 use crate::transfer::{PIPELINED_MINIMUM, SharedManifest, Work, manifest_error, may_split};
 use crate::wal::SegmentSize;
 use crate::walstream::{self, End, Plan, quoted_identifier};
-use pages::digest::Digest;
+use pages::checksum::Checksum;
 
 /// First server version whose standbys synchronize slots, for which primary_conninfo names a
 /// database.
@@ -196,11 +196,11 @@ impl<'a> Backup<'a> {
         let server_version = coordinator.server_version();
 
         if !options.discard {
-            self.cleanup.take(Purpose::Data, &options.target, modes.directory)?;
+            self.cleanup.claim(Purpose::Data, &options.target, modes.directory)?;
         }
         let mut target = Target::new(options.target.clone(), modes);
         if let Some(waldir) = &options.waldir {
-            self.cleanup.take(Purpose::Wal, waldir, modes.directory)?;
+            self.cleanup.claim(Purpose::Wal, waldir, modes.directory)?;
             target.link("pg_wal", waldir)?;
         }
         // Before the backup starts, so that no WAL it needs can be removed in between. Only on this
@@ -225,7 +225,7 @@ impl<'a> Backup<'a> {
         // Where the manifest has none they still say whether files came as they were sent.
         let algorithm = match options.manifest {
             Some(manifest) if !manifest.checksums.is_empty() => manifest.checksums,
-            _ => DigestAlgorithm::Crc32c,
+            _ => ChecksumAlgorithm::Crc32c,
         };
         let manifest = self.begin_manifest(&target, server_version, system.identifier)?;
 
@@ -446,7 +446,7 @@ impl<'a> Backup<'a> {
                 continue;
             }
             let place = self.options.tablespaces.locate(&tablespace.location);
-            self.cleanup.take(Purpose::Tablespace, &place, target.modes().directory)?;
+            self.cleanup.claim(Purpose::Tablespace, &place, target.modes().directory)?;
             // The client makes the links: with a tablespace_map, recovery would make them again, to
             // where the original has its tablespaces.
             target.link(&name, &place)?;
@@ -682,7 +682,7 @@ impl<'a> Backup<'a> {
         &self,
         target: &Target,
         manifest: Option<SharedManifest>,
-        algorithm: DigestAlgorithm,
+        algorithm: ChecksumAlgorithm,
         start: &Start,
         stop: &Stop,
     ) -> Result<()> {
@@ -743,7 +743,7 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
 /// Adds a file that the client wrote itself to the manifest.
 fn add_own_file(
     manifest: Option<&SharedManifest>,
-    algorithm: DigestAlgorithm,
+    algorithm: ChecksumAlgorithm,
     name: &str,
     content: &[u8],
 ) -> Result<()> {
@@ -756,7 +756,7 @@ fn add_own_file(
             name.as_bytes(),
             content.len() as u64,
             i64::try_from(now).unwrap_or(0),
-            &Digest::of(algorithm, content),
+            &Checksum::of(algorithm, content),
         )
         .map_err(|error| manifest_error(&error))
 }
@@ -876,8 +876,8 @@ mod tests {
     fn fetched_while_listed(end: Result<()>) -> (Result<()>, bool) {
         const FILES: usize = 64;
         let names: Vec<_> = (0..FILES).map(|number| format!("base/5/{number}")).collect();
-        let crc32c = DigestAlgorithm::Crc32c;
-        let empty = Digest::of(crc32c, b"");
+        let crc32c = ChecksumAlgorithm::Crc32c;
+        let empty = Checksum::of(crc32c, b"");
         let answer: Vec<_> =
             names.iter().map(|name| fake_server::file_with(name, 0, 0, b"", 0, crc32c, &empty)).collect();
         let servers = [FakeServer::start(Vec::new()), FakeServer::start(vec![fake_server::copy(&answer)])];
@@ -894,7 +894,7 @@ mod tests {
             discard: true,
             pipelined: None,
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
-            algorithm: DigestAlgorithm::Crc32c,
+            algorithm: ChecksumAlgorithm::Crc32c,
             pages: None,
             names: NameRules::Since17,
             verify: None,
@@ -940,7 +940,7 @@ mod tests {
         let target = place.path().join("target");
         let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
         let outcome = or_undone(&abort, &cleanup, || {
-            cleanup.take(Purpose::Data, &target, 0o700)?;
+            cleanup.claim(Purpose::Data, &target, 0o700)?;
             fs::write(target.join("f"), "x").unwrap();
             panic!("on purpose")
         });

@@ -31,13 +31,13 @@ pub enum Purpose {
 /// The directories that were taken, in that order. Shared with the thread that hears signals.
 #[derive(Debug, Default)]
 pub struct Cleanup {
-    taken: Mutex<Vec<Taken>>,
+    taken: Mutex<Vec<Claimed>>,
     /// Leave what a failed backup has made.
     no_clean: bool,
 }
 
 #[derive(Debug)]
-struct Taken {
+struct Claimed {
     purpose: Purpose,
     path: PathBuf,
     /// What was made for it, outermost first; the directory itself is the last unless it was there.
@@ -48,13 +48,13 @@ struct Taken {
 
 /// How a failed backup is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leave {
+enum Fate {
     /// As if it had never been.
-    Nothing,
+    Removed,
     /// All of it, because the user wants it so.
-    AsAsked,
+    KeptAsAsked,
     /// All of it, because it is complete but for pages that had wrong checksums before.
-    Damaged,
+    KeptDamaged,
 }
 
 impl Cleanup {
@@ -64,12 +64,12 @@ impl Cleanup {
     }
 
     /// Claims a directory that is empty, or makes it with this mode, and those above it.
-    pub fn take(&self, purpose: Purpose, path: &Path, mode: u32) -> Result<()> {
+    pub fn claim(&self, purpose: Purpose, path: &Path, mode: u32) -> Result<()> {
         let mut all = self.lock();
         check_distinct(path, &all)?;
         check_free(path, all.iter().filter_map(|taken| taken.claim.as_ref()))?;
         // Remembered before the first mkdir: one that fails half way is cleaned up too.
-        all.push(Taken { purpose, path: path.to_owned(), made: Vec::new(), claim: None });
+        all.push(Claimed { purpose, path: path.to_owned(), made: Vec::new(), claim: None });
         let Some((taken, others)) = all.split_last_mut() else { return Ok(()) };
         let missing: Vec<&Path> =
             path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
@@ -115,30 +115,30 @@ impl Cleanup {
 
     /// Gives everything back, the last first: one may be in another. Only what is still ours is touched.
     pub fn undo(&self, is_damaged: bool) {
-        let leave = match (is_damaged, self.no_clean) {
-            (true, _) => Leave::Damaged,
-            (_, true) => Leave::AsAsked,
-            _ => Leave::Nothing,
+        let fate = match (is_damaged, self.no_clean) {
+            (true, _) => Fate::KeptDamaged,
+            (_, true) => Fate::KeptAsAsked,
+            _ => Fate::Removed,
         };
         let mut all = self.lock();
-        if leave != Leave::Nothing {
-            explain(&all, leave);
+        if fate != Fate::Removed {
+            explain(&all, fate);
         }
         while let Some(mut taken) = all.pop() {
-            let outcome = if leave == Leave::Nothing { taken.remove() } else { taken.leave() };
+            let outcome = if fate == Fate::Removed { taken.remove() } else { taken.release() };
             if let Err(error) = outcome {
                 report::error(&error);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Taken>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Claimed>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Taken {
-    fn leave(&mut self) -> Result<()> {
+impl Claimed {
+    fn release(&mut self) -> Result<()> {
         self.claim.as_mut().map_or(Ok(()), Claim::release)
     }
 
@@ -181,7 +181,7 @@ fn empty(claim: &mut Claim) -> io::Result<()> {
 }
 
 /// Fails if this directory, by whatever name, was taken for something else.
-fn check_distinct(path: &Path, others: &[Taken]) -> Result<()> {
+fn check_distinct(path: &Path, others: &[Claimed]) -> Result<()> {
     let Ok(place) = Place::open(path) else { return Ok(()) };
     if !others.iter().filter_map(|taken| taken.claim.as_ref()).any(|claim| claim.place().is(&place)) {
         return Ok(());
@@ -194,21 +194,21 @@ fn open(path: &Path) -> Result<Place> {
     Place::open(path).map_err(|error| Error::io("access directory", path, &error))
 }
 
-fn explain(all: &[Taken], leave: Leave) {
+fn explain(all: &[Claimed], fate: Fate) {
     let ours = || all.iter().filter(|taken| taken.claim.is_some());
     for taken in ours() {
         let path = taken.path.display();
-        match (taken.purpose, leave) {
-            (Purpose::Data, Leave::AsAsked) => {
+        match (taken.purpose, fate) {
+            (Purpose::Data, Fate::KeptAsAsked) => {
                 report::info(format!("data directory \"{path}\" not removed at user's request"));
             }
-            (Purpose::Wal, Leave::AsAsked) => {
+            (Purpose::Wal, Fate::KeptAsAsked) => {
                 report::info(format!("WAL directory \"{path}\" not removed at user's request"));
             }
             _ => {}
         }
     }
-    if leave == Leave::AsAsked && ours().any(|taken| taken.purpose == Purpose::Tablespace) {
+    if fate == Fate::KeptAsAsked && ours().any(|taken| taken.purpose == Purpose::Tablespace) {
         report::info("changes to tablespace directories will not be undone");
     }
 }
@@ -243,11 +243,11 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("a/b/data");
         let cleanup = Cleanup::default();
-        cleanup.take(Purpose::Data, &target, 0o750).unwrap();
+        cleanup.claim(Purpose::Data, &target, 0o750).unwrap();
         assert_eq!(mode(&target), 0o750);
         assert_eq!(cleanup.made().len(), 3);
         // One in the way of the other, which goes first.
-        cleanup.take(Purpose::Wal, &place.path().join("a/wal"), 0o750).unwrap();
+        cleanup.claim(Purpose::Wal, &place.path().join("a/wal"), 0o750).unwrap();
         fs::create_dir(target.join("base")).unwrap();
         fs::write(target.join("base/1"), "x").unwrap();
         cleanup.undo(false);
@@ -261,7 +261,7 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("kept"), "x").unwrap();
         let cleanup = Cleanup::default();
-        cleanup.take(Purpose::Tablespace, place.path(), 0o700).unwrap();
+        cleanup.claim(Purpose::Tablespace, place.path(), 0o700).unwrap();
         fs::write(place.path().join("file"), "x").unwrap();
         std::os::unix::fs::symlink(outside.path(), place.path().join("link")).unwrap();
         cleanup.undo(false);
@@ -280,7 +280,7 @@ mod tests {
             let place = tempfile::tempdir().unwrap();
             let target = place.path().join("data");
             let cleanup = Cleanup::new(no_clean);
-            cleanup.take(Purpose::Data, &target, 0o700).unwrap();
+            cleanup.claim(Purpose::Data, &target, 0o700).unwrap();
             assert!(target.join(CLAIM_FILE).exists());
             end(&cleanup);
             assert!(target.exists() && !target.join(CLAIM_FILE).exists());
@@ -295,7 +295,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         fs::write(place.path().join(".hidden"), "x").unwrap();
         let cleanup = Cleanup::default();
-        let error = cleanup.take(Purpose::Data, place.path(), 0o700).unwrap_err();
+        let error = cleanup.claim(Purpose::Data, place.path(), 0o700).unwrap_err();
         assert_eq!(
             error.message(),
             format!("directory \"{}\" exists but is not empty", place.path().display())
@@ -303,7 +303,7 @@ mod tests {
         cleanup.undo(false);
         assert!(place.path().join(".hidden").exists());
         let file = place.path().join(".hidden");
-        let error = cleanup.take(Purpose::Data, &file, 0o700).unwrap_err();
+        let error = cleanup.claim(Purpose::Data, &file, 0o700).unwrap_err();
         assert!(error.message().starts_with("could not access directory"), "{error}");
     }
 
@@ -312,10 +312,10 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("data");
         let (first, second) = (Cleanup::default(), Cleanup::default());
-        first.take(Purpose::Data, &target, 0o700).unwrap();
+        first.claim(Purpose::Data, &target, 0o700).unwrap();
         fs::write(target.join("file"), "x").unwrap();
         for path in [&target, &target.join("below/it")] {
-            let error = second.take(Purpose::Data, path, 0o700).unwrap_err();
+            let error = second.claim(Purpose::Data, path, 0o700).unwrap_err();
             assert_eq!(
                 error.message(),
                 format!("directory \"{}\" is in use by another backup", target.display())
@@ -333,16 +333,16 @@ mod tests {
         let link = place.path().join("link");
         std::os::unix::fs::symlink(&target, &link).unwrap();
         let cleanup = Cleanup::default();
-        cleanup.take(Purpose::Data, &target, 0o700).unwrap();
+        cleanup.claim(Purpose::Data, &target, 0o700).unwrap();
         for path in [&target, &link] {
-            let error = cleanup.take(Purpose::Wal, path, 0o700).unwrap_err();
+            let error = cleanup.claim(Purpose::Wal, path, 0o700).unwrap_err();
             assert_eq!(
                 error.message(),
                 format!("directory \"{}\" cannot be used for two purposes", path.display())
             );
         }
         // One in the other is another's directory, but this backup's.
-        cleanup.take(Purpose::Wal, &link.join("wal"), 0o700).unwrap();
+        cleanup.claim(Purpose::Wal, &link.join("wal"), 0o700).unwrap();
         cleanup.undo(false);
         assert!(!target.exists());
     }
@@ -352,7 +352,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("data");
         let cleanup = Cleanup::default();
-        cleanup.take(Purpose::Data, &target, 0o700).unwrap();
+        cleanup.claim(Purpose::Data, &target, 0o700).unwrap();
         fs::write(target.join("file"), "x").unwrap();
         fs::rename(&target, place.path().join("old")).unwrap();
         fs::create_dir(&target).unwrap();

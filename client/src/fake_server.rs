@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use protocol::DigestAlgorithm;
+use protocol::ChecksumAlgorithm;
 use protocol::frame::{Compression, FileBegin, FileEnd, Frame};
 
 use crate::abort::Abort;
@@ -92,7 +92,7 @@ pub fn frame(frame: &Frame<'_>) -> Vec<u8> {
 
 /// A file, or a range of one, that is `size` bytes long.
 pub fn file(path: &str, size: u64, offset: u64, bytes: &[u8]) -> Vec<u8> {
-    file_with(path, size, offset, bytes, 0, DigestAlgorithm::None, &[])
+    file_with(path, size, offset, bytes, 0, ChecksumAlgorithm::None, &[])
 }
 
 /// The same with all that the end frame can say.
@@ -102,8 +102,8 @@ pub fn file_with(
     offset: u64,
     bytes: &[u8],
     checksum_failures: u32,
-    algorithm: DigestAlgorithm,
-    digest: &[u8],
+    algorithm: ChecksumAlgorithm,
+    checksum: &[u8],
 ) -> Vec<u8> {
     let length = bytes.len() as u64;
     let begin = Frame::FileBegin(FileBegin {
@@ -115,7 +115,7 @@ pub fn file_with(
         compression: Compression::None,
         path: path.as_bytes(),
     });
-    let end = Frame::FileEnd(FileEnd { bytes: length, checksum_failures, algorithm, digest });
+    let end = Frame::FileEnd(FileEnd { bytes: length, checksum_failures, algorithm, checksum });
     [frame(&begin), frame(&Frame::Data(bytes)), frame(&end)].concat()
 }
 

@@ -50,7 +50,7 @@ impl<W: Write> Manifest<W> {
     }
 
     /// Adds a file.
-    pub fn file(&mut self, path: &[u8], size: u64, mtime: i64, digest: &[u8]) -> io::Result<()> {
+    pub fn file(&mut self, path: &[u8], size: u64, mtime: i64, checksum: &[u8]) -> io::Result<()> {
         let mut entry = String::from(if self.first { "\n{ " } else { ",\n{ " });
         self.first = false;
         match std::str::from_utf8(path) {
@@ -71,7 +71,7 @@ impl<W: Write> Manifest<W> {
                 entry,
                 ", \"Checksum-Algorithm\": \"{}\", \"Checksum\": \"{}\"",
                 self.options.checksums.name(),
-                to_hex(digest)
+                to_hex(checksum)
             );
         }
         entry.push_str(" }");
@@ -133,11 +133,11 @@ fn gmt(seconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use protocol::DigestAlgorithm;
+    use protocol::ChecksumAlgorithm;
 
     use super::*;
 
-    fn options(checksums: DigestAlgorithm, force_encode: bool) -> ManifestOptions {
+    fn options(checksums: ChecksumAlgorithm, force_encode: bool) -> ManifestOptions {
         ManifestOptions { checksums, force_encode }
     }
 
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn golden_text() {
         let mut manifest =
-            Manifest::new(Vec::new(), options(DigestAlgorithm::Crc32c, false), 180_006, 7_000_000_000_000)
+            Manifest::new(Vec::new(), options(ChecksumAlgorithm::Crc32c, false), 180_006, 7_000_000_000_000)
                 .unwrap();
         manifest.file(b"PG_VERSION", 3, 1_700_000_000, &[0x83, 0x92, 0x06, 0xe3]).unwrap();
         manifest.file(b"a \"b\"\\\n\x01\xc3\xa9", 0, 0, &[0; 4]).unwrap();
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn version_1_forced_encoding_and_no_checksums() {
         let mut manifest =
-            Manifest::new(Vec::new(), options(DigestAlgorithm::None, true), 160_000, 1).unwrap();
+            Manifest::new(Vec::new(), options(ChecksumAlgorithm::None, true), 160_000, 1).unwrap();
         manifest.file(b"a", 1, 0, &[]).unwrap();
         let text = String::from_utf8(manifest.finish(&[range(1, "0/1", "0/2")]).unwrap()).unwrap();
         assert!(text.starts_with(
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn no_files() {
         let manifest =
-            Manifest::new(Vec::new(), options(DigestAlgorithm::Sha256, false), 150_000, 1).unwrap();
+            Manifest::new(Vec::new(), options(ChecksumAlgorithm::Sha256, false), 150_000, 1).unwrap();
         let text = String::from_utf8(manifest.finish(&[]).unwrap()).unwrap();
         assert!(text.contains("\"Files\": [\n],"));
         check_checksum(&text);

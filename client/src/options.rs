@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgAction, CommandFactory, Parser};
-use protocol::{Checkpoint, DigestAlgorithm};
+use protocol::{Checkpoint, ChecksumAlgorithm};
 
 use crate::error::{Error, Result};
 use crate::report::PROGRAM;
@@ -113,7 +113,7 @@ pub enum Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManifestOptions {
     /// The files' checksums.
-    pub checksums: DigestAlgorithm,
+    pub checksums: ChecksumAlgorithm,
     /// Write all names in hex.
     pub force_encode: bool,
 }
@@ -439,7 +439,7 @@ fn check(raw: Arguments) -> Result<Options> {
         return Err(incompatible("--no-manifest", "--manifest-force-encode"));
     }
     let checksums = match raw.manifest_checksums {
-        None => DigestAlgorithm::Crc32c,
+        None => ChecksumAlgorithm::Crc32c,
         Some(name) => name.to_string_lossy().parse().map_err(|()| {
             Error::local(format!("unrecognized checksum algorithm: \"{}\"", name.to_string_lossy()))
         })?,
@@ -620,7 +620,7 @@ mod tests {
         assert_eq!(options.sync, Sync::Fsync);
         assert_eq!(
             options.manifest,
-            Some(ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false })
+            Some(ManifestOptions { checksums: ChecksumAlgorithm::Crc32c, force_encode: false })
         );
         assert!(options.verify_checksums && options.past_libpq);
         assert!(options.verify.is_none() && !options.discard);

@@ -159,7 +159,7 @@ mod tests {
                 length: 4,
                 mtime: 0,
                 mode: 0o600,
-                digest: Vec::new(),
+                checksum: Vec::new(),
                 mismatches: Vec::new(),
             };
             front.end(0, received)?;

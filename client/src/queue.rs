@@ -248,7 +248,7 @@ struct TablespaceQueue {
 
 impl Queue {
     /// A queue for so many connections, whose files are still to be listed. Whether files may be split
-    /// depends on the digest: those of parts must give that of the whole.
+    /// depends on the checksum: those of parts must give that of the whole.
     pub fn new(jobs: usize, may_split: bool) -> Self {
         Self {
             list: RwLock::default(),
@@ -790,7 +790,7 @@ mod tests {
             ("base/big", 1000 * MB, 4, true),
             // One connection gains nothing.
             ("base/1/2", 1000 * MB, 1, true),
-            // The digest would not allow it.
+            // The checksum would not allow it.
             ("base/1/2", 1000 * MB, 4, false),
             ("base/1/2", 2 * MIN_PART - 1, 4, true),
         ] {

@@ -1,19 +1,19 @@
 //! What SEND_FILES_CONTENT answers, checked message by message: every file that was asked for, in
-//! that order, with as many bytes as announced. Where the server verifies, with a digest that fits
-//! them; where this side does, page by page, with a digest made here that says nothing about the way.
+//! that order, with as many bytes as announced. Where the server verifies, with a checksum that fits
+//! them; where this side does, page by page, with a checksum made here that says nothing about the way.
 //! Where the bytes go is for a `Sink` to say.
 
 use pages::names::{self, NameRules};
 use pages::page::{self, BLOCK_SIZE};
 use protocol::command::{FileRequest, Range};
 use protocol::frame::Compression;
-use protocol::{DigestAlgorithm, FileBegin, FileEnd, Frame, Lsn};
+use protocol::{ChecksumAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
 use crate::chunk::{Chunk, Kept};
 use crate::error::{Error, Result};
-use pages::digest::Digest;
+use pages::checksum::Checksum;
 
-/// What is verified and digested at a time: in the first-level cache between the two.
+/// What is verified and checksummed at a time: in the first-level cache between the two.
 const STEP: usize = 4 * BLOCK_SIZE;
 
 /// Takes the files. `file` is the place in the request.
@@ -26,7 +26,7 @@ pub trait Sink {
     fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
         pieces.iter().try_for_each(|piece| self.data(Chunk::from(&**piece)))
     }
-    /// It is complete, and its digest fits if the server made one.
+    /// It is complete, and its checksum fits if the server made one.
     fn end(&mut self, file: usize, received: Received) -> Result<()>;
     /// It no longer exists on the server.
     fn vanished(&mut self, file: usize) -> Result<()>;
@@ -47,8 +47,8 @@ pub struct Received {
     pub mtime: i64,
     /// The file's mode.
     pub mode: u32,
-    /// The digest of the bytes that came.
-    pub digest: Vec<u8>,
+    /// The checksum of the bytes that came.
+    pub checksum: Vec<u8>,
     /// Pages whose checksum does not fit, by their number in the file: to be asked for again.
     pub mismatches: Vec<u32>,
 }
@@ -56,8 +56,8 @@ pub struct Received {
 /// What is checked, and by whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checks {
-    /// The digest that is wanted.
-    pub algorithm: DigestAlgorithm,
+    /// The checksum that is wanted.
+    pub algorithm: ChecksumAlgorithm,
     /// Whether the server makes it too, and verifies pages, if they are to be verified at all.
     pub by_server: bool,
     /// Which pages must have a checksum that fits, if they are looked at here.
@@ -69,10 +69,10 @@ pub struct Checks {
 /// Which pages must have a checksum that fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageRule {
-    /// All but those of zeroes. For bytes that no digest covers: an LSN that is new, or a header that
+    /// All but those of zeroes. For bytes that no file checksum covers: an LSN that is new, or a header that
     /// says that the page is, may be what was damaged on the way.
     Always,
-    /// Those that WAL replay does not replace: older than the start LSN. For bytes that a digest covers.
+    /// Those that WAL replay does not replace: older than the start LSN. For bytes that a file checksum covers.
     Before(Lsn),
 }
 
@@ -96,7 +96,7 @@ struct Open {
     mtime: i64,
     mode: u32,
     received: u64,
-    digest: Digest,
+    checksum: Checksum,
     pages: Option<Pages>,
 }
 
@@ -190,7 +190,7 @@ impl<'a> Receiver<'a> {
             mtime: begin.mtime,
             mode: begin.mode,
             received: 0,
-            digest: Digest::new(self.checks.algorithm),
+            checksum: Checksum::new(self.checks.algorithm),
             pages,
         });
         Ok(())
@@ -206,7 +206,7 @@ impl<'a> Receiver<'a> {
         }
         let Some(open) = &mut self.open else { return Ok(()) };
         let Some(pages) = &mut open.pages else {
-            open.digest.update(&chunk);
+            open.checksum.update(&chunk);
             return sink.data(chunk);
         };
         // The server's frames are of whole pages; nothing says that they must be.
@@ -219,14 +219,14 @@ impl<'a> Receiver<'a> {
                 return Ok(());
             }
             pages.verify(&self.torn);
-            open.digest.update(&self.torn);
+            open.checksum.update(&self.torn);
             sink.data(Chunk::from(&self.torn[..]))?;
             self.torn.clear();
         }
         let (whole, torn) = chunk.split_at(chunk.len() / BLOCK_SIZE * BLOCK_SIZE);
         for step in whole.chunks(STEP) {
             pages.verify(step);
-            open.digest.update(step);
+            open.checksum.update(step);
         }
         self.torn.extend_from_slice(&torn);
         if whole.is_empty() { Ok(()) } else { sink.data(whole) }
@@ -243,9 +243,9 @@ impl<'a> Receiver<'a> {
                 end.bytes
             )));
         }
-        let expected = if self.checks.by_server { self.checks.algorithm } else { DigestAlgorithm::None };
+        let expected = if self.checks.by_server { self.checks.algorithm } else { ChecksumAlgorithm::None };
         if end.algorithm != expected {
-            return Err(self.violation("digest of another algorithm than asked for"));
+            return Err(self.violation("checksum of another algorithm than asked for"));
         }
         let mut mismatches = Vec::new();
         if let Some(pages) = open.pages {
@@ -253,16 +253,16 @@ impl<'a> Receiver<'a> {
             if !self.torn.is_empty() {
                 // What is no whole page cannot be right: the server shall say so.
                 mismatches.push(pages.next);
-                open.digest.update(&self.torn);
+                open.checksum.update(&self.torn);
                 sink.data(Chunk::from(&self.torn[..]))?;
             }
         }
-        let digest = open.digest.finish();
+        let checksum = open.checksum.finish();
         let file = self.position;
         self.position += 1;
-        if !self.checks.by_server || digest == end.digest {
+        if !self.checks.by_server || checksum == end.checksum {
             let Open { size, offset, length, mtime, mode, .. } = open;
-            sink.end(file, Received { size, offset, length, mtime, mode, digest, mismatches })
+            sink.end(file, Received { size, offset, length, mtime, mode, checksum, mismatches })
         } else {
             let path = &self.wanted[file].path;
             sink.damaged(
@@ -359,7 +359,7 @@ mod tests {
     }
 
     const BY_SERVER: Checks = Checks {
-        algorithm: DigestAlgorithm::Crc32c,
+        algorithm: ChecksumAlgorithm::Crc32c,
         by_server: true,
         pages: None,
         names: NameRules::Since17,
@@ -391,8 +391,8 @@ mod tests {
         frame(&Frame::FileEnd(FileEnd {
             bytes,
             checksum_failures: 0,
-            algorithm: DigestAlgorithm::Crc32c,
-            digest: &Digest::of(DigestAlgorithm::Crc32c, content),
+            algorithm: ChecksumAlgorithm::Crc32c,
+            checksum: &Checksum::of(ChecksumAlgorithm::Crc32c, content),
         }))
     }
 
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_digest_is_that_files_trouble_alone() {
+    fn a_wrong_checksum_is_that_files_trouble_alone() {
         let (log, result) = receive(
             &["a", "b"],
             &[begin("a", 1), data(b"x"), end(1, b"y"), begin("b", 1), data(b"x"), end(1, b"x")],
@@ -502,9 +502,10 @@ mod tests {
     }
 
     #[test]
-    fn another_digest_algorithm_is_refused() {
+    fn another_checksum_algorithm_is_refused() {
         let wanted = paths(&["a"]);
-        let mut receiver = Receiver::new(&wanted, Checks { algorithm: DigestAlgorithm::Sha256, ..BY_SERVER });
+        let mut receiver =
+            Receiver::new(&wanted, Checks { algorithm: ChecksumAlgorithm::Sha256, ..BY_SERVER });
         let mut log = Log::default();
         receiver.message(&begin("a", 0), &mut log).unwrap();
         assert!(receiver.message(&end(0, b""), &mut log).is_err());
@@ -530,7 +531,7 @@ mod tests {
                 Ok(())
             }
             fn end(&mut self, file: usize, received: Received) -> Result<()> {
-                self.2.clone_from(&received.digest);
+                self.2.clone_from(&received.checksum);
                 self.0.end(file, received)
             }
             fn vanished(&mut self, file: usize) -> Result<()> {
@@ -560,8 +561,12 @@ mod tests {
         for piece in content.chunks(step) {
             receiver.data(Chunk::from(piece), &mut keep).unwrap();
         }
-        let end =
-            FileEnd { bytes: length, checksum_failures: 0, algorithm: DigestAlgorithm::None, digest: &[] };
+        let end = FileEnd {
+            bytes: length,
+            checksum_failures: 0,
+            algorithm: ChecksumAlgorithm::None,
+            checksum: &[],
+        };
         receiver.message(&frame(&Frame::FileEnd(end)), &mut keep).unwrap();
         receiver.finish().unwrap();
         assert_eq!(keep.1, content);
@@ -575,12 +580,12 @@ mod tests {
         bad[100] ^= 1;
         bad[3 * BLOCK_SIZE + 4000] ^= 1;
         for step in [1000, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE, good.len()] {
-            let (log, digest) = by_client("base/5/16384", None, &good, step);
+            let (log, checksum) = by_client("base/5/16384", None, &good, step);
             assert_eq!(log[1], "end 0 40960 0", "{step} at a time");
-            assert_eq!(digest, Digest::of(DigestAlgorithm::Crc32c, &good));
-            let (log, digest) = by_client("base/5/16384", None, &bad, step);
+            assert_eq!(checksum, Checksum::of(ChecksumAlgorithm::Crc32c, &good));
+            let (log, checksum) = by_client("base/5/16384", None, &bad, step);
             assert_eq!(log[1], "end 0 40960 0 but [0, 3]", "{step} at a time");
-            assert_eq!(digest, Digest::of(DigestAlgorithm::Crc32c, &bad));
+            assert_eq!(checksum, Checksum::of(ChecksumAlgorithm::Crc32c, &bad));
         }
         // Block numbers go on from one segment to the next, and from the beginning of a range.
         assert_eq!(by_client("base/5/16384.1", None, &good, 8192).0[1], "end 0 40960 0 but [0, 3]");

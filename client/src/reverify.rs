@@ -1,8 +1,8 @@
 //! Re-verification: pages whose checksum does not fit what was received are asked for again, by
-//! range and with the server's digest, before anything is said of them.
+//! range and with the server's checksum, before anything is said of them.
 //!
 //! Such a page was torn while it was read, or is damaged on the server's disk, or was damaged on the
-//! way. What comes with a digest that fits is what the server read, so that the page's LSN can be
+//! way. What comes with a checksum that fits is what the server read, so that the page's LSN can be
 //! believed now: WAL replay replaces a page that is as new as the backup. What is old and still wrong
 //! is left to the server to verify, to report and to count.
 
@@ -10,10 +10,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use pages::digest::Digest;
+use pages::checksum::Checksum;
 use pages::page::BLOCK_SIZE;
 use protocol::command::Range;
-use protocol::{BackupPath, DigestAlgorithm, FileBegin, FileRequest, MAX_FILES_PER_COMMAND};
+use protocol::{BackupPath, ChecksumAlgorithm, FileBegin, FileRequest, MAX_FILES_PER_COMMAND};
 
 use crate::chunk::Chunk;
 use crate::connection::Session;
@@ -23,12 +23,12 @@ use crate::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::transfer::{Work, is_hopeless};
 use crate::writer::ZEROES;
 
-/// What is read at once to digest a file anew.
+/// What is read at once to checksum a file anew.
 const REREAD: usize = 256 << 10;
 
 /// What became of a file's pages that did not fit.
 enum Outcome {
-    /// They are as the server read them; the digest of all that lies there now.
+    /// They are as the server read them; the checksum of all that lies there now.
     Repaired(Vec<u8>),
     /// The file has vanished meanwhile.
     Vanished,
@@ -41,7 +41,7 @@ impl Work<'_> {
     /// that came.
     pub fn reverify(&self, session: &mut Session, item: Item, received: Received) -> Result<()> {
         match self.repair(session, item, &received) {
-            Ok(Outcome::Repaired(digest)) => self.complete(item, &Received { digest, ..received }),
+            Ok(Outcome::Repaired(checksum)) => self.complete(item, &Received { checksum, ..received }),
             Ok(Outcome::Vanished) => self.vanished(item),
             Ok(Outcome::Damaged(error)) => {
                 self.counters.lost(received.length);
@@ -78,9 +78,9 @@ impl Work<'_> {
         };
         // The server need not verify what mostly was torn: it would count a page that this side finds
         // to be right.
-        let digested = Checks { pages: self.pages.map(PageRule::Before), ..self.checks_by_server() };
+        let checksummed = Checks { pages: self.pages.map(PageRule::Before), ..self.checks_by_server() };
         for ranges in runs(&received.mismatches).chunks(MAX_FILES_PER_COMMAND) {
-            patch.fetch(session, ranges, digested, false)?;
+            patch.fetch(session, ranges, checksummed, false)?;
         }
         // From the first that is wrong to the last in one piece: the server then reports a file's
         // failures as it does for all of a file.
@@ -98,7 +98,7 @@ impl Work<'_> {
             Some(file) => reread(&file, received, self.algorithm)
                 .map(Outcome::Repaired)
                 .map_err(|error| Error::io("read file", &self.target.path(&path), &error)),
-            None => Ok(Outcome::Repaired(received.digest.clone())),
+            None => Ok(Outcome::Repaired(received.checksum.clone())),
         }
     }
 }
@@ -117,7 +117,7 @@ struct Patch<'a> {
     /// Pages that are older than the backup, and wrong as the server read them.
     mismatches: Vec<u32>,
     vanished: bool,
-    /// What came differs from its digest.
+    /// What came differs from its checksum.
     damaged: Option<Error>,
 }
 
@@ -188,9 +188,9 @@ fn runs(numbers: &[u32]) -> Vec<Range> {
     numbers.chunk_by(|one, next| one + 1 == *next).map(|run| pages(run[0], run[run.len() - 1])).collect()
 }
 
-/// The digest of what lies where something was received.
-fn reread(file: &File, received: &Received, algorithm: DigestAlgorithm) -> io::Result<Vec<u8>> {
-    let mut digest = Digest::new(algorithm);
+/// The checksum of what lies where something was received.
+fn reread(file: &File, received: &Received, algorithm: ChecksumAlgorithm) -> io::Result<Vec<u8>> {
+    let mut checksum = Checksum::new(algorithm);
     let mut buffer = vec![0; REREAD];
     let end = received.offset + received.length;
     let mut at = received.offset;
@@ -199,14 +199,14 @@ fn reread(file: &File, received: &Received, algorithm: DigestAlgorithm) -> io::R
         match file.read_at(&mut buffer[..most], at) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => {
-                digest.update(&buffer[..count]);
+                checksum.update(&buffer[..count]);
                 at += count as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(digest.finish())
+    Ok(checksum.finish())
 }
 
 #[cfg(test)]

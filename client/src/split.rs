@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
 use crate::queue::{FileNumber, Part};
-use pages::digest::combine_crcs;
+use pages::checksum::combine_crcs;
 
 /// Files in parts, while some part of them is under way.
 #[derive(Debug, Default)]
@@ -102,8 +102,8 @@ fn combine(parts: &[(u64, u64, u32)]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pages::digest::{Digest, to_crc};
-    use protocol::DigestAlgorithm;
+    use pages::checksum::{Checksum, to_crc};
+    use protocol::ChecksumAlgorithm;
 
     fn parts() -> [Part; 3] {
         [(0, 100), (100, 50), (150, 7)].map(|(offset, length)| Part { offset, length, size: 157, of: 3 })
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn the_parts_crcs_give_the_files() {
         let bytes: Vec<u8> = (0..157u8).collect();
-        let crc = |bytes: &[u8]| to_crc(&Digest::of(DigestAlgorithm::Crc32c, bytes));
+        let crc = |bytes: &[u8]| to_crc(&Checksum::of(ChecksumAlgorithm::Crc32c, bytes));
         let crc_of = |part: &Part| {
             let begin = usize::try_from(part.offset).unwrap();
             crc(&bytes[begin..begin + usize::try_from(part.length).unwrap()])

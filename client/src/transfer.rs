@@ -6,12 +6,12 @@ use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use pages::digest::{from_crc, to_crc};
+use pages::checksum::{from_crc, to_crc};
 use pages::names::NameRules;
 use pages::relation;
 use protocol::command::{Range, SendFilesContent};
 use protocol::wal::is_segment;
-use protocol::{BackupId, BackupPath, Command, DigestAlgorithm, FileRequest, Lsn, SqlState};
+use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, SqlState};
 
 use crate::chunk::Chunk;
 use crate::connection::Session;
@@ -66,8 +66,8 @@ pub struct Work<'a> {
     pub pipelined: Option<u64>,
     /// The backup.
     pub backup: BackupId,
-    /// The digests that say whether a file came as it was sent, and that the manifest gets. Never none.
-    pub algorithm: DigestAlgorithm,
+    /// The checksums that say whether a file came as it was sent, and that the manifest gets. Never none.
+    pub algorithm: ChecksumAlgorithm,
     /// The start LSN, if page checksums are to be verified and the cluster has them.
     pub pages: Option<Lsn>,
     /// How the server reads the names of files.
@@ -189,7 +189,7 @@ impl Work<'_> {
 
     /// Whether this side verifies relation files on a connection. On one that is encrypted the bytes go
     /// through the server's hands anyway; on a plain one it would have to copy them only to look at
-    /// them. Without page checksums nothing but the server's digest says that they came as they were.
+    /// them. Without page checksums nothing but a file checksum of the server says that they came as they were.
     fn verifies(&self, session: &Session) -> bool {
         self.pages.is_some()
             && match self.verify {
@@ -198,7 +198,7 @@ impl Work<'_> {
             }
     }
 
-    /// The server verifies, and makes the digests.
+    /// The server verifies, and makes the checksums.
     pub fn checks_by_server(&self) -> Checks {
         Checks { algorithm: self.algorithm, by_server: true, pages: None, names: self.names }
     }
@@ -229,7 +229,7 @@ impl Work<'_> {
             backup_id: Some(self.backup),
             // As START_BACKUP has it if it is the server that verifies.
             verify_checksums: verify.or(if checks.by_server { None } else { Some(false) }),
-            file_checksum: if checks.by_server { self.algorithm } else { DigestAlgorithm::None },
+            file_checksum: if checks.by_server { self.algorithm } else { ChecksumAlgorithm::None },
             ..SendFilesContent::default()
         });
         let text = session.text_of(&command);
@@ -240,14 +240,20 @@ impl Work<'_> {
     /// A file, or a part of one, is there and right.
     pub fn complete(&self, item: Item, received: &Received) -> Result<()> {
         let Some(part) = item.part else {
-            return self.file_complete(item, received.size, received.mtime, received.mode, &received.digest);
+            return self.file_complete(
+                item,
+                received.size,
+                received.mtime,
+                received.mode,
+                &received.checksum,
+            );
         };
-        // Only these digests are made of files in parts.
-        let crc = to_crc(&received.digest);
+        // Only these checksums are made of files in parts.
+        let crc = to_crc(&received.checksum);
         self.part_done(item, &part, self.splits.complete(item.file, &part, crc), received.mode)
     }
 
-    fn file_complete(&self, item: Item, size: u64, mtime: i64, mode: u32, digest: &[u8]) -> Result<()> {
+    fn file_complete(&self, item: Item, size: u64, mtime: i64, mode: u32, checksum: &[u8]) -> Result<()> {
         let path = self.queue.path(item.file);
         // Not before: with some modes it could not be opened again, for another try.
         if !self.discard {
@@ -258,7 +264,7 @@ impl Work<'_> {
             && !wal_file_name(&path).is_some_and(is_segment)
         {
             let mut manifest = manifest.lock().unwrap_or_else(PoisonError::into_inner);
-            manifest.file(path.as_bytes(), size, mtime, digest).map_err(|error| manifest_error(&error))?;
+            manifest.file(path.as_bytes(), size, mtime, checksum).map_err(|error| manifest_error(&error))?;
         }
         self.counters.file();
         self.queue.finish(true);
@@ -305,11 +311,11 @@ impl Work<'_> {
     }
 }
 
-/// Whether files of a backup with such digests may be fetched in parts: those of CRC-32C can be put
+/// Whether files of a backup with such checksums may be fetched in parts: those of CRC-32C can be put
 /// together. Others would have to be made over the whole file once it is there, and reading it all
 /// again costs more than an uneven end.
-pub fn may_split(algorithm: DigestAlgorithm) -> bool {
-    algorithm == DigestAlgorithm::Crc32c
+pub fn may_split(algorithm: ChecksumAlgorithm) -> bool {
+    algorithm == ChecksumAlgorithm::Crc32c
 }
 
 /// Hands what a COPY carries to whoever knows what it is.
@@ -349,7 +355,7 @@ mod tests {
     use crate::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
     use crate::options::ManifestOptions;
     use crate::target::Modes;
-    use pages::digest::Digest;
+    use pages::checksum::Checksum;
     use pages::page::BLOCK_SIZE as BLOCK;
     use protocol::Frame;
 
@@ -400,7 +406,7 @@ mod tests {
         let queue = Queue::new(case.jobs, true);
         queue.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64).unwrap();
         queue.complete();
-        let options = ManifestOptions { checksums: DigestAlgorithm::Crc32c, force_encode: false };
+        let options = ManifestOptions { checksums: ChecksumAlgorithm::Crc32c, force_encode: false };
         let out = std::io::BufWriter::new(File::create(place.path().join("manifest")).unwrap());
         let manifest = Mutex::new(Manifest::new(out, options, 180_000, 1).unwrap());
         let server = FakeServer::start(answers);
@@ -413,7 +419,7 @@ mod tests {
             discard: case.discard,
             pipelined: case.pipelined.then_some(0),
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
-            algorithm: DigestAlgorithm::Crc32c,
+            algorithm: ChecksumAlgorithm::Crc32c,
             pages: case.pages.then_some(case.start),
             names: case.names,
             verify: None,
@@ -435,17 +441,17 @@ mod tests {
         }
     }
 
-    /// Some of the file's bytes with the server's digest.
-    fn digested(bytes: &[u8], checksum_failures: u32) -> Vec<u8> {
-        let digest = Digest::of(DigestAlgorithm::Crc32c, bytes);
+    /// Some of the file's bytes with the server's checksum.
+    fn checksummed(bytes: &[u8], checksum_failures: u32) -> Vec<u8> {
+        let checksum = Checksum::of(ChecksumAlgorithm::Crc32c, bytes);
         copy(&[file_with(
             PATH,
             3 * BLOCK as u64,
             0,
             bytes,
             checksum_failures,
-            DigestAlgorithm::Crc32c,
-            &digest,
+            ChecksumAlgorithm::Crc32c,
+            &checksum,
         )])
     }
 
@@ -459,7 +465,7 @@ mod tests {
     }
 
     fn crc(bytes: &[u8]) -> String {
-        protocol::id::to_hex(&Digest::of(DigestAlgorithm::Crc32c, bytes))
+        protocol::id::to_hex(&Checksum::of(ChecksumAlgorithm::Crc32c, bytes))
     }
 
     #[test]
@@ -468,7 +474,7 @@ mod tests {
         for (past_libpq, pipelined) in [(true, false), (false, false), (true, true), (false, true)] {
             let fetched = fetch(
                 &Case { past_libpq, pipelined, ..CASE },
-                vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), digested(&good[..BLOCK], 0)],
+                vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), checksummed(&good[..BLOCK], 0)],
             );
             fetched.outcome.unwrap();
             assert!(fetched.complete);
@@ -483,11 +489,11 @@ mod tests {
     #[test]
     fn a_page_that_stays_wrong_is_the_servers_to_report() {
         let (_, bad) = good_and_bad();
-        let mut reported = digested(&bad[..BLOCK], 1);
+        let mut reported = checksummed(&bad[..BLOCK], 1);
         reported.splice(8..8, report(b'N', "WARNING", "01000", "checksum verification failed"));
         let fetched = fetch(
             &CASE,
-            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), digested(&bad[..BLOCK], 0), reported],
+            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), checksummed(&bad[..BLOCK], 0), reported],
         );
         fetched.outcome.unwrap();
         assert_eq!(fetched.content.unwrap(), bad);
@@ -505,8 +511,8 @@ mod tests {
         gone.outcome.unwrap();
         assert!(gone.complete && gone.content.is_none() && !gone.manifest.contains(PATH));
 
-        let empty = Digest::of(DigestAlgorithm::Crc32c, b"");
-        let shrunk = copy(&[file_with(PATH, 0, 0, b"", 0, DigestAlgorithm::Crc32c, &empty)]);
+        let empty = Checksum::of(ChecksumAlgorithm::Crc32c, b"");
+        let shrunk = copy(&[file_with(PATH, 0, 0, b"", 0, ChecksumAlgorithm::Crc32c, &empty)]);
         let shrunk = fetch(&CASE, vec![whole(), shrunk]);
         shrunk.outcome.unwrap();
         assert_eq!(shrunk.content.unwrap(), vec![0; 3 * BLOCK]);
@@ -568,8 +574,8 @@ mod tests {
             copy(&[whole])
         };
         // Its first page is no first page any more.
-        let zeroes = Digest::of(DigestAlgorithm::Crc32c, &[0; BLOCK]);
-        let crc32c = DigestAlgorithm::Crc32c;
+        let zeroes = Checksum::of(ChecksumAlgorithm::Crc32c, &[0; BLOCK]);
+        let crc32c = ChecksumAlgorithm::Crc32c;
         let again = copy(&[file_with(PATH, now, length as u64, &[0; BLOCK], 0, crc32c, &zeroes)]);
         let answers =
             || vec![answer(0, &first), answer(length, &second), again.clone(), answer(2 * length, &[])];
@@ -591,9 +597,9 @@ mod tests {
     }
 
     #[test]
-    fn what_page_checksums_do_not_cover_has_the_servers_digest() {
+    fn what_page_checksums_do_not_cover_has_the_servers_checksum() {
         let (_, bad) = good_and_bad();
-        let digest = Digest::of(DigestAlgorithm::Crc32c, &bad);
+        let checksum = Checksum::of(ChecksumAlgorithm::Crc32c, &bad);
         let cluster = Case { pages: false, ..CASE };
         for (case, name) in [
             (Case { path: "base/5/notes", ..CASE }, "no relation"),
@@ -604,7 +610,7 @@ mod tests {
         ] {
             let size = bad.len() as u64;
             let sent = |bytes: &[u8]| {
-                copy(&[file_with(case.path, size, 0, bytes, 0, DigestAlgorithm::Crc32c, &digest)])
+                copy(&[file_with(case.path, size, 0, bytes, 0, ChecksumAlgorithm::Crc32c, &checksum)])
             };
             let mut damaged = bad.clone();
             damaged[20_000] ^= 4;
@@ -633,9 +639,17 @@ mod tests {
             let mut damaged = good.clone();
             damaged[at] ^= mask;
             let repaired = |bytes: &[u8]| {
-                let digest = Digest::of(DigestAlgorithm::Crc32c, &good[page.clone()]);
+                let checksum = Checksum::of(ChecksumAlgorithm::Crc32c, &good[page.clone()]);
                 let offset = page.start as u64;
-                copy(&[file_with(PATH, 3 * BLOCK as u64, offset, bytes, 0, DigestAlgorithm::Crc32c, &digest)])
+                copy(&[file_with(
+                    PATH,
+                    3 * BLOCK as u64,
+                    offset,
+                    bytes,
+                    0,
+                    ChecksumAlgorithm::Crc32c,
+                    &checksum,
+                )])
             };
             let fetched =
                 fetch(&Case { start: Lsn(1), ..CASE }, vec![sent(&damaged), repaired(&good[page.clone()])]);
@@ -660,7 +674,7 @@ mod tests {
         let (good, bad) = good_and_bad();
         let fetched = fetch(
             &Case { discard: true, ..CASE },
-            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), digested(&good[..BLOCK], 0)],
+            vec![copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]), checksummed(&good[..BLOCK], 0)],
         );
         fetched.outcome.unwrap();
         assert!(fetched.complete && fetched.content.is_none());

@@ -5,9 +5,9 @@
 //! (`access/xlog_internal.h`, `access/xlogrecord.h`, `xlogreader.c`). A segment that was recycled
 //! while it was read has pages of another address.
 
-use pages::digest::{Digest, to_crc};
+use pages::checksum::{Checksum, to_crc};
 use protocol::wal::Segment;
-use protocol::{DigestAlgorithm, Lsn};
+use protocol::{ChecksumAlgorithm, Lsn};
 
 use crate::error::{Error, Result};
 use crate::manifest::WalRange;
@@ -132,7 +132,7 @@ impl Pages {
     }
 }
 
-/// The page headers of a segment that comes as a file, whose bytes a digest covers.
+/// The page headers of a segment that comes as a file, whose bytes a checksum covers.
 #[derive(Debug)]
 pub struct SegmentPages {
     pages: Pages,
@@ -216,12 +216,12 @@ struct Record {
     /// In the whole record; known from its first four bytes, until then the least.
     length: u64,
     received: u64,
-    crc: Digest,
+    crc: Checksum,
 }
 
 impl Record {
     fn new(begin: Lsn) -> Self {
-        let crc = Digest::new(DigestAlgorithm::Crc32c);
+        let crc = Checksum::new(ChecksumAlgorithm::Crc32c);
         Self { begin, header: [0; RECORD_HEADER], length: RECORD_HEADER as u64, received: 0, crc }
     }
 
@@ -445,7 +445,7 @@ mod tests {
             let mut header = (RECORD_HEADER as u32 + data.len() as u32).to_ne_bytes().to_vec();
             header.extend([0; 12]);
             header.extend([info, rmid, 0, 0]);
-            let crc = to_crc(&Digest::of(DigestAlgorithm::Crc32c, &[data, &header].concat()));
+            let crc = to_crc(&Checksum::of(ChecksumAlgorithm::Crc32c, &[data, &header].concat()));
             header.extend(crc.to_ne_bytes());
             self.spread(&[&header, data].concat());
             let padding = self.address().next_multiple_of(ALIGNMENT) - self.address();

@@ -13,7 +13,7 @@ use crate::chunk::Chunk;
 use crate::error::{Error, Result};
 
 /// Bytes read at once: several times what a Unix socket takes in one piece, and still in the
-/// second-level cache when they are verified, digested and written.
+/// second-level cache when they are verified, checksummed and written.
 const READ: usize = 256 << 10;
 
 /// File bytes are handed over in multiples of this, so that pages stay whole.
@@ -312,7 +312,7 @@ fn lost_track() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::DigestAlgorithm;
+    use protocol::ChecksumAlgorithm;
     use protocol::frame::{Compression, FileBegin, FileEnd, Frame};
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -366,8 +366,8 @@ mod tests {
             frame(&Frame::FileEnd(FileEnd {
                 bytes: content.len() as u64,
                 checksum_failures: 0,
-                algorithm: DigestAlgorithm::None,
-                digest: &[],
+                algorithm: ChecksumAlgorithm::None,
+                checksum: &[],
             })),
             message(b'd', b"zlater"),
             frame(&Frame::Vanished(b"base/5/2")),

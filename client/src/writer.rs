@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pages::digest::{Digest, combine_crcs, from_crc, to_crc};
+use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
 use protocol::{BackupPath, FileBegin, FileRequest};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -147,7 +147,7 @@ impl<'a> Writer<'a> {
 
     /// A part of a file that has shrunk since it was listed is filled up.
     fn fill(&self, file: usize, part: &Part, received: &mut Received) -> Result<()> {
-        let mut zeroed = Digest::new(self.work.algorithm);
+        let mut zeroed = Checksum::new(self.work.algorithm);
         let mut at = part.offset + received.length;
         let end = part.offset + part.length;
         while at < end {
@@ -161,10 +161,10 @@ impl<'a> Writer<'a> {
             zeroed.update(zeroes);
             at += zeroes.len() as u64;
         }
-        if !received.digest.is_empty() {
+        if !received.checksum.is_empty() {
             let zeroed = to_crc(&zeroed.finish());
             let length = part.length - received.length;
-            received.digest = from_crc(combine_crcs(to_crc(&received.digest), zeroed, length));
+            received.checksum = from_crc(combine_crcs(to_crc(&received.checksum), zeroed, length));
         }
         received.length = part.length;
         Ok(())
@@ -222,7 +222,7 @@ impl Sink for Writer<'_> {
                 os::start_writeback(file, open.told, open.position - open.told);
             }
             if let Some(pages) = open.wal {
-                // The digest fits: what is wrong with it is the server's doing, and comes again.
+                // The checksum fits: what is wrong with it is the server's doing, and comes again.
                 let path = &self.wanted[file].path;
                 pages.finish().map_err(|error| error.context(format!("file \"{path}\"")).fatal())?;
             }

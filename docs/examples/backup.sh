@@ -24,8 +24,8 @@ call() {
 }
 
 # Writes the files of a stream of frames: f begins one, d is data, e ends it, v is one that vanished.
-# psql writes messages one behind the other: where a digest is asked for, d frames are of 8 kB but
-# for a file's last, and the digest says that they were cut right.
+# psql writes messages one behind the other: where a checksum is asked for, d frames are of 8 kB but
+# for a file's last, and the checksum says that they were cut right.
 export unpack='
 use Digest::SHA; chdir $ENV{target} or die; binmode STDIN;
 sub get { my $b = ""; while (length $b < $_[0]) { read(STDIN, $b, $_[0] - length $b, length $b) or die "cut short" } $b }

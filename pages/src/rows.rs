@@ -1,23 +1,23 @@
 //! The checksum that each row of a command's result sets carries in its last column.
 //!
 //! CRC-32C over the values of all rows of the reply so far, this row's included. It covers what no
-//! digest of a file does: names, LSNs, the label, the control file. On a connection without
+//! checksum of a file does: names, LSNs, the label, the control file. On a connection without
 //! encryption nothing else would notice a byte that was changed on the way; TCP's 16 bits let
 //! through what a faulty switch or memory module makes.
 
-use protocol::DigestAlgorithm;
+use protocol::ChecksumAlgorithm;
 use protocol::id::to_hex;
 
-use crate::digest::Digest;
+use crate::checksum::Checksum;
 
 /// The checksum of a command's rows so far.
 #[derive(Debug, Clone)]
-pub struct RowChecksum(Digest);
+pub struct RowChecksum(Checksum);
 
 impl RowChecksum {
     /// Of no row.
     pub fn new() -> Self {
-        Self(Digest::new(DigestAlgorithm::Crc32c))
+        Self(Checksum::new(ChecksumAlgorithm::Crc32c))
     }
 
     /// Adds a row's values, in the order of the columns and without the checksum itself; `None` is
@@ -53,7 +53,7 @@ mod tests {
     fn covers_every_row_so_far() {
         let (a, b): (Option<&[u8]>, Option<&[u8]>) = (Some(b"a"), Some(b"b"));
         // CRC-32C of 00000001 61.
-        assert_eq!(of(&[&[a]]), to_hex(&Digest::of(DigestAlgorithm::Crc32c, b"\0\0\0\x01a")));
+        assert_eq!(of(&[&[a]]), to_hex(&Checksum::of(ChecksumAlgorithm::Crc32c, b"\0\0\0\x01a")));
         assert_ne!(of(&[&[a], &[b]]), of(&[&[b], &[b]]));
         // Where a row ends is in the protocol itself; where a value ends is in the checksum.
         assert_ne!(of(&[&[Some(b"ab"), Some(b"")]]), of(&[&[a, b]]));

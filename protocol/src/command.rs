@@ -4,7 +4,7 @@
 use std::fmt::{self, Write};
 
 use crate::MAX_FILES_PER_COMMAND;
-use crate::digest::DigestAlgorithm;
+use crate::checksum::ChecksumAlgorithm;
 use crate::frame::Compression;
 use crate::id::BackupId;
 use crate::path::{BackupPath, PathError, encode};
@@ -114,8 +114,8 @@ pub struct SendFilesContent {
     pub backup_id: Option<BackupId>,
     /// Overrides START_BACKUP's choice.
     pub verify_checksums: Option<bool>,
-    /// The digest in each end frame.
-    pub file_checksum: DigestAlgorithm,
+    /// The checksum in each end frame.
+    pub file_checksum: ChecksumAlgorithm,
     /// How data frames are compressed.
     pub compression: Compression,
     /// The compression level, in the algorithm's own scale.
@@ -878,7 +878,7 @@ mod tests {
         assert_eq!(command.files[0].range, None);
         assert_eq!(command.files[1].range, Some(Range { offset: 8192, length: None }));
         assert_eq!(command.files[2].range, Some(Range { offset: 0, length: Some(1 << 34) }));
-        assert_eq!(command.file_checksum, DigestAlgorithm::Sha256);
+        assert_eq!(command.file_checksum, ChecksumAlgorithm::Sha256);
         assert_eq!(command.compression, Compression::Lz4);
     }
 
@@ -941,7 +941,7 @@ mod tests {
                     files: vec![FileRequest::whole(path("a"))],
                     backup_id: Some(ID.parse().unwrap()),
                     verify_checksums: Some(false),
-                    file_checksum: DigestAlgorithm::Crc32c,
+                    file_checksum: ChecksumAlgorithm::Crc32c,
                     compression: Compression::Zstd,
                     compression_level: Some(-3),
                 }),
@@ -1011,7 +1011,7 @@ mod tests {
                     files: vec![FileRequest::whole(path("a"))],
                     backup_id: Some(ID.parse().unwrap()),
                     verify_checksums: Some(false),
-                    file_checksum: DigestAlgorithm::Crc32c,
+                    file_checksum: ChecksumAlgorithm::Crc32c,
                     compression: Compression::Zstd,
                     compression_level: Some(-3),
                 }),

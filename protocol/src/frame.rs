@@ -5,7 +5,7 @@
 
 use bytes::{Buf, BufMut};
 
-use crate::digest::DigestAlgorithm;
+use crate::checksum::ChecksumAlgorithm;
 
 /// Most bytes in a frame, its type byte included.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -61,10 +61,10 @@ pub struct FileEnd<'a> {
     pub bytes: u64,
     /// Pages that failed verification.
     pub checksum_failures: u32,
-    /// What made the digest.
-    pub algorithm: DigestAlgorithm,
-    /// The digest of the bytes sent, empty without an algorithm.
-    pub digest: &'a [u8],
+    /// What made the checksum.
+    pub algorithm: ChecksumAlgorithm,
+    /// The checksum of the bytes sent, empty without an algorithm.
+    pub checksum: &'a [u8],
 }
 
 /// How data frames are compressed.
@@ -126,13 +126,13 @@ impl<'a> Frame<'a> {
             FILE_END_TAG => {
                 let bytes = fields.unsigned("number of bytes")?;
                 let checksum_failures = fields.unsigned32("number of checksum failures")?;
-                let algorithm = DigestAlgorithm::from_byte(fields.byte()?)
-                    .ok_or(FrameError::Value { tag, field: "digest algorithm" })?;
+                let algorithm = ChecksumAlgorithm::from_byte(fields.byte()?)
+                    .ok_or(FrameError::Value { tag, field: "checksum algorithm" })?;
                 let length = usize::from(fields.int16()?);
                 if length != algorithm.len() {
-                    return Err(FrameError::Value { tag, field: "digest length" });
+                    return Err(FrameError::Value { tag, field: "checksum length" });
                 }
-                Self::FileEnd(FileEnd { bytes, checksum_failures, algorithm, digest: fields.take(length)? })
+                Self::FileEnd(FileEnd { bytes, checksum_failures, algorithm, checksum: fields.take(length)? })
             }
             VANISHED_TAG => Self::Vanished(fields.string()?),
             _ => return Ok(Self::Unknown(tag)),
@@ -160,14 +160,14 @@ impl<'a> Frame<'a> {
                 out.put_slice(bytes);
             }
             Self::FileEnd(end) => {
-                debug_assert_eq!(end.digest.len(), end.algorithm.len());
+                debug_assert_eq!(end.checksum.len(), end.algorithm.len());
                 out.put_u8(FILE_END_TAG);
                 out.put_u64(end.bytes);
                 out.put_u32(end.checksum_failures);
                 out.put_u8(end.algorithm as u8);
-                // No digest is longer than 64 bytes.
+                // No checksum is longer than 64 bytes.
                 out.put_u16(end.algorithm.len() as u16);
-                out.put_slice(end.digest);
+                out.put_slice(end.checksum);
             }
             Self::Vanished(path) => {
                 out.put_u8(VANISHED_TAG);
@@ -261,8 +261,8 @@ mod tests {
                 Frame::FileEnd(FileEnd {
                     bytes: 65536,
                     checksum_failures: 3,
-                    algorithm: DigestAlgorithm::Crc32c,
-                    digest: &[0xde, 0xad, 0xbe, 0xef],
+                    algorithm: ChecksumAlgorithm::Crc32c,
+                    checksum: &[0xde, 0xad, 0xbe, 0xef],
                 }),
                 end,
             ),
@@ -270,8 +270,8 @@ mod tests {
                 Frame::FileEnd(FileEnd {
                     bytes: 0,
                     checksum_failures: 0,
-                    algorithm: DigestAlgorithm::None,
-                    digest: &[],
+                    algorithm: ChecksumAlgorithm::None,
+                    checksum: &[],
                 }),
                 bare_end,
             ),

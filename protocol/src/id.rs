@@ -55,7 +55,7 @@ impl fmt::Debug for BackupId {
     }
 }
 
-/// Lower-case hex, two digits a byte: how identifiers, digests and pg_control travel as text.
+/// Lower-case hex, two digits a byte: how identifiers, checksums and pg_control travel as text.
 pub fn to_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes

@@ -4,8 +4,8 @@
 //! No I/O and no PostgreSQL here: the server hands over what its grammar parsed, the client what
 //! it read from the connection.
 
+pub mod checksum;
 pub mod command;
-pub mod digest;
 pub mod frame;
 pub mod id;
 pub mod lsn;
@@ -14,8 +14,8 @@ pub mod reply;
 pub mod sqlstate;
 pub mod wal;
 
+pub use checksum::ChecksumAlgorithm;
 pub use command::{Checkpoint, Command, CommandError, CommandKind, FileRequest, Range};
-pub use digest::DigestAlgorithm;
 pub use frame::{FileBegin, FileEnd, Frame, FrameError};
 pub use id::BackupId;
 pub use lsn::Lsn;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use protocol::command::{FileRequest, Range, SendFilesContent};
 use protocol::frame::Compression;
-use protocol::{BackupPath, CommandKind, DigestAlgorithm, Lsn};
+use protocol::{BackupPath, ChecksumAlgorithm, CommandKind, Lsn};
 
 use crate::backup::handle::{self, Handle};
 use crate::cluster::contents::{Member, WAL_DIR, member};
@@ -50,7 +50,7 @@ fn send(command: &SendFilesContent, handle: &Handle) -> Result<()> {
         opener: Opener::new(Path::new(ROOT)),
         sender: Sender::new(),
         verify,
-        digest: command.file_checksum,
+        checksum: command.file_checksum,
     };
     let outcome = sources.into_iter().zip(&command.files).try_for_each(|(source, request)| {
         transfer.sender.poll(&transfer.pace)?;
@@ -132,7 +132,7 @@ struct Transfer<'a> {
     opener: Opener<'a>,
     sender: Sender,
     verify: bool,
-    digest: DigestAlgorithm,
+    checksum: ChecksumAlgorithm,
 }
 
 impl Transfer<'_> {
@@ -163,7 +163,7 @@ impl Transfer<'_> {
             length,
             is_relation: member.relation.is_some(),
             pages,
-            digest: self.digest,
+            checksum: self.checksum,
         };
         let failures = self.send(&content, || Ok(()))?;
         if failures > 0 {
@@ -199,7 +199,7 @@ impl Transfer<'_> {
             length: metadata.len(),
             is_relation: false,
             pages: None,
-            digest: self.digest,
+            checksum: self.checksum,
         };
         self.send(&content, check)?;
         Ok(())

@@ -1,6 +1,6 @@
 //! A file's bytes, in frames.
 //!
-//! Most go by way of the outbox: read into memory of this process, verified, digested, checked once
+//! Most go by way of the outbox: read into memory of this process, verified, checksummed, checked once
 //! more, and then sent. What the client gets are the bytes that were looked at.
 //!
 //! Relation files may go the direct way, from page cache to socket without a copy, where nobody wants them
@@ -28,9 +28,9 @@ use std::io::{self, IoSliceMut};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 
-use pages::digest::Digest;
+use pages::checksum::Checksum;
 use protocol::frame::{Compression, FileBegin, FileEnd, Frame, MAX_FRAME};
-use protocol::{DigestAlgorithm, Lsn};
+use protocol::{ChecksumAlgorithm, Lsn};
 
 use crate::cluster::page::{self, BLOCK_SIZE};
 use crate::error::{Error, Result};
@@ -91,8 +91,8 @@ pub struct Content<'a> {
     pub is_relation: bool,
     /// Whether and how to verify pages.
     pub pages: Option<PageCheck>,
-    /// The digest to make.
-    pub digest: DigestAlgorithm,
+    /// The checksum to make.
+    pub checksum: ChecksumAlgorithm,
 }
 
 /// What became of a file.
@@ -150,26 +150,26 @@ impl Sender {
             compression: Compression::None,
             path: content.path,
         }));
-        let mut digest = Digest::new(content.digest);
+        let mut checksum = Checksum::new(content.checksum);
         let mut reader =
             Reader { content, cache: &mut self.cache, verify: content.pages, at_end: false, failures: 0 };
         let direct = content.is_relation
             && outbox.has_socket()
             && content.pages.is_none()
-            && content.digest.is_empty()
+            && content.checksum.is_empty()
             && content.length >= DIRECT_MINIMUM;
         let done = if direct {
             send_direct(&mut reader, outbox, pace, after_read)?
         } else {
-            send_gathered(&mut reader, outbox, &mut digest, pace, after_read)?
+            send_gathered(&mut reader, outbox, &mut checksum, pace, after_read)?
         };
         let failures = reader.failures;
         reader.report_total();
         outbox.frame(&Frame::FileEnd(FileEnd {
             bytes: done,
             checksum_failures: failures,
-            algorithm: content.digest,
-            digest: &digest.finish(),
+            algorithm: content.checksum,
+            checksum: &checksum.finish(),
         }));
         Ok(Sent { bytes: done, checksum_failures: failures })
     }
@@ -184,12 +184,12 @@ fn poll(outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
     pace.poll()
 }
 
-/// Sends a file's bytes by way of the outbox, where they are verified and digested while they are in
+/// Sends a file's bytes by way of the outbox, where they are verified and checksummed while they are in
 /// cache.
 fn send_gathered(
     reader: &mut Reader<'_>,
     outbox: &mut Outbox,
-    digest: &mut Digest,
+    checksum: &mut Checksum,
     pace: &impl Pace,
     after_read: impl Fn() -> Result<()>,
 ) -> Result<u64> {
@@ -205,7 +205,7 @@ fn send_gathered(
         let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
         reader.prepare(content.offset + done, length);
         let mut places: Vec<_> = outbox.places(length).map(IoSliceMut::new).collect();
-        reader.fill(&mut places, content.offset + done, digest)?;
+        reader.fill(&mut places, content.offset + done, checksum)?;
         after_read()?;
         pace.throttle(length as u64)?;
         outbox.filled(length);
@@ -319,7 +319,7 @@ impl Reader<'_> {
 
     /// Fills the places with what follows `offset`, with zeroes from where the file ends, and
     /// verifies the pages in them. Each place but the last is of whole pages.
-    fn fill(&mut self, places: &mut [IoSliceMut<'_>], offset: u64, digest: &mut Digest) -> Result<()> {
+    fn fill(&mut self, places: &mut [IoSliceMut<'_>], offset: u64, checksum: &mut Checksum) -> Result<()> {
         let mut valid = if self.at_end { 0 } else { self.read_all(places, offset)? };
         let mut offset = offset;
         for place in places {
@@ -335,7 +335,7 @@ impl Reader<'_> {
                 self.at_end = true;
                 place[here..].fill(0);
             }
-            digest.update(place);
+            checksum.update(place);
             offset += place.len() as u64;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Bytes out: result sets, frames, digests and the rate limit.
+//! Bytes out: result sets, frames, checksums and the rate limit.
 
 pub mod cache;
 pub mod content;

@@ -1,12 +1,12 @@
-//! Digests of file bytes, in the form in which end frames and the manifest have them.
+//! Checksums of file bytes, in the form in which end frames and the manifest have them.
 
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
-use protocol::DigestAlgorithm;
+use protocol::ChecksumAlgorithm;
 use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
 
-/// A digest under way.
+/// A checksum under way.
 #[derive(Debug, Clone)]
-pub enum Digest {
+pub enum Checksum {
     /// None wanted.
     None,
     /// CRC-32C.
@@ -21,24 +21,24 @@ pub enum Digest {
     Sha512(Sha512),
 }
 
-impl Digest {
+impl Checksum {
     /// Of nothing so far.
-    pub fn new(algorithm: DigestAlgorithm) -> Self {
+    pub fn new(algorithm: ChecksumAlgorithm) -> Self {
         match algorithm {
-            DigestAlgorithm::None => Self::None,
-            DigestAlgorithm::Crc32c => Self::Crc32c(crc_fast::Digest::new(Crc32Iscsi)),
-            DigestAlgorithm::Sha224 => Self::Sha224(Sha224::new()),
-            DigestAlgorithm::Sha256 => Self::Sha256(Sha256::new()),
-            DigestAlgorithm::Sha384 => Self::Sha384(Sha384::new()),
-            DigestAlgorithm::Sha512 => Self::Sha512(Sha512::new()),
+            ChecksumAlgorithm::None => Self::None,
+            ChecksumAlgorithm::Crc32c => Self::Crc32c(crc_fast::Digest::new(Crc32Iscsi)),
+            ChecksumAlgorithm::Sha224 => Self::Sha224(Sha224::new()),
+            ChecksumAlgorithm::Sha256 => Self::Sha256(Sha256::new()),
+            ChecksumAlgorithm::Sha384 => Self::Sha384(Sha384::new()),
+            ChecksumAlgorithm::Sha512 => Self::Sha512(Sha512::new()),
         }
     }
 
     /// Of some bytes.
-    pub fn of(algorithm: DigestAlgorithm, bytes: &[u8]) -> Vec<u8> {
-        let mut digest = Self::new(algorithm);
-        digest.update(bytes);
-        digest.finish()
+    pub fn of(algorithm: ChecksumAlgorithm, bytes: &[u8]) -> Vec<u8> {
+        let mut checksum = Self::new(algorithm);
+        checksum.update(bytes);
+        checksum.finish()
     }
 
     /// More bytes.
@@ -53,7 +53,7 @@ impl Digest {
         }
     }
 
-    /// The digest.
+    /// The checksum.
     pub fn finish(self) -> Vec<u8> {
         match self {
             Self::None => Vec::new(),
@@ -67,12 +67,12 @@ impl Digest {
     }
 }
 
-/// The CRC-32C that a digest stands for.
-pub fn to_crc(digest: &[u8]) -> u32 {
-    digest.try_into().map_or(0, u32::from_le_bytes)
+/// The CRC-32C that a checksum stands for.
+pub fn to_crc(checksum: &[u8]) -> u32 {
+    checksum.try_into().map_or(0, u32::from_le_bytes)
 }
 
-/// A CRC-32C as a digest.
+/// A CRC-32C as a checksum.
 pub fn from_crc(crc: u32) -> Vec<u8> {
     crc.to_le_bytes().to_vec()
 }
@@ -94,16 +94,16 @@ mod tests {
     #[test]
     fn known_answers_and_lengths() {
         // The check value of CRC-32C, RFC 3720: E3069283.
-        assert_eq!(Digest::of(DigestAlgorithm::Crc32c, b"123456789"), [0x83, 0x92, 0x06, 0xe3]);
-        for algorithm in DigestAlgorithm::ALL {
-            assert_eq!(Digest::of(algorithm, b"x").len(), algorithm.len());
+        assert_eq!(Checksum::of(ChecksumAlgorithm::Crc32c, b"123456789"), [0x83, 0x92, 0x06, 0xe3]);
+        for algorithm in ChecksumAlgorithm::ALL {
+            assert_eq!(Checksum::of(algorithm, b"x").len(), algorithm.len());
         }
     }
 
     #[test]
     fn crcs_of_parts() {
         let bytes: Vec<u8> = (0..10_000u32).map(|at| (at % 251) as u8).collect();
-        let crc = |bytes: &[u8]| to_crc(&Digest::of(DigestAlgorithm::Crc32c, bytes));
+        let crc = |bytes: &[u8]| to_crc(&Checksum::of(ChecksumAlgorithm::Crc32c, bytes));
         for cut in [0, 1, 4096, 9999, 10_000] {
             let (one, other) = bytes.split_at(cut);
             assert_eq!(combine_crcs(crc(one), crc(other), other.len() as u64), crc(&bytes), "{cut}");

@@ -1,13 +1,13 @@
-//! The digests that a file can end with: those of `backup_manifest`.
+//! The checksums that a file can end with: those of `backup_manifest`.
 
 use std::str::FromStr;
 
-/// A digest algorithm of FILE_CHECKSUM. The byte in an end frame is the discriminant, the same
+/// A checksum algorithm of FILE_CHECKSUM. The byte in an end frame is the discriminant, the same
 /// number as PostgreSQL's `pg_checksum_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(u8)]
-pub enum DigestAlgorithm {
-    /// No digest.
+pub enum ChecksumAlgorithm {
+    /// No checksum.
     #[default]
     None = 0,
     /// CRC-32C, four bytes, least significant first, as backup_manifest prints it.
@@ -22,7 +22,7 @@ pub enum DigestAlgorithm {
     Sha512 = 5,
 }
 
-impl DigestAlgorithm {
+impl ChecksumAlgorithm {
     /// Every algorithm, in the order of its byte.
     pub const ALL: [Self; 6] =
         [Self::None, Self::Crc32c, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512];
@@ -39,7 +39,7 @@ impl DigestAlgorithm {
         }
     }
 
-    /// The digest's length in bytes.
+    /// The checksum's length in bytes.
     pub const fn len(self) -> usize {
         match self {
             Self::None => 0,
@@ -51,7 +51,7 @@ impl DigestAlgorithm {
         }
     }
 
-    /// Whether there is no digest at all.
+    /// Whether there is no checksum at all.
     pub const fn is_empty(self) -> bool {
         matches!(self, Self::None)
     }
@@ -62,7 +62,7 @@ impl DigestAlgorithm {
     }
 }
 
-impl FromStr for DigestAlgorithm {
+impl FromStr for ChecksumAlgorithm {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -76,11 +76,11 @@ mod tests {
 
     #[test]
     fn names_and_bytes_lead_back() {
-        for (byte, algorithm) in (0u8..).zip(DigestAlgorithm::ALL) {
-            assert_eq!(DigestAlgorithm::from_byte(byte), Some(algorithm));
+        for (byte, algorithm) in (0u8..).zip(ChecksumAlgorithm::ALL) {
+            assert_eq!(ChecksumAlgorithm::from_byte(byte), Some(algorithm));
             assert_eq!(algorithm.name().to_lowercase().parse(), Ok(algorithm));
         }
-        assert_eq!(DigestAlgorithm::from_byte(6), None);
-        assert!("MD5".parse::<DigestAlgorithm>().is_err());
+        assert_eq!(ChecksumAlgorithm::from_byte(6), None);
+        assert!("MD5".parse::<ChecksumAlgorithm>().is_err());
     }
 }
