@@ -1,0 +1,105 @@
+//! Commands as CALLs of the SQL procedures.
+
+use std::fmt;
+
+use super::grammar::{compression_name, parenthesized, pid_list, quote};
+use super::{Checkpoint, Command, FileRequest, Range};
+use crate::frame::Compression;
+use crate::id::BackupId;
+
+impl Command {
+    /// The command as a CALL of its SQL procedure, for a session with standard_conforming_strings
+    /// on. The procedures' arguments are in sql/pg_parallel_backup--*.sql.
+    pub fn to_call(&self) -> Vec<u8> {
+        let mut arguments = ArgumentList::default();
+        match self {
+            Self::StartBackup(start) => {
+                arguments.quoted("label", &start.label);
+                arguments.quoted(
+                    "checkpoint",
+                    match start.checkpoint {
+                        Checkpoint::Fast => b"fast",
+                        Checkpoint::Spread => b"spread",
+                    },
+                );
+                arguments.bare("progress", start.progress.then_some(true));
+                arguments.bare("verify_checksums", (!start.verify_checksums).then_some(false));
+                arguments.bare("max_rate", start.max_rate);
+            }
+            Self::SendFileList(list) => {
+                arguments.backup_id(list.backup_id);
+                arguments.bare("estimate", list.estimate.then_some(true));
+            }
+            Self::SendFilesContent(content) => {
+                arguments.files(&content.files);
+                arguments.backup_id(content.backup_id);
+                arguments.bare("verify_checksums", content.verify_checksums);
+                if !content.file_checksum.is_empty() {
+                    arguments.quoted("file_checksum", content.file_checksum.name().as_bytes());
+                }
+                if content.compression != Compression::None {
+                    arguments.quoted("compression", compression_name(content.compression).as_bytes());
+                }
+                arguments.bare("compression_level", content.compression_level);
+            }
+            Self::StopBackup(stop) => {
+                arguments.backup_id(stop.backup_id);
+                if let Some(label) = &stop.label {
+                    arguments.quoted("label", label);
+                }
+                arguments.bare("wait", (!stop.wait).then_some(false));
+                if !stop.terminate_transfers.is_empty() {
+                    arguments.quoted("terminate_transfers", pid_list(&stop.terminate_transfers).as_bytes());
+                }
+            }
+        }
+        let procedure = format!("CALL parallel_backup.{}", self.kind().name().to_ascii_lowercase());
+        [procedure.into_bytes(), parenthesized(arguments.0.into_iter())].concat()
+    }
+}
+
+/// Named arguments of a procedure on their way out.
+#[derive(Default)]
+struct ArgumentList(Vec<Vec<u8>>);
+
+impl ArgumentList {
+    fn add(&mut self, name: &str, value: &[u8]) {
+        self.0.push([name.as_bytes(), b" => ", value].concat());
+    }
+
+    fn bare(&mut self, name: &str, value: Option<impl fmt::Display>) {
+        if let Some(value) = value {
+            self.add(name, value.to_string().as_bytes());
+        }
+    }
+
+    fn quoted(&mut self, name: &str, value: &[u8]) {
+        self.add(name, &quote(value));
+    }
+
+    fn backup_id(&mut self, id: Option<BackupId>) {
+        if let Some(id) = id {
+            self.quoted("backup_id", id.to_string().as_bytes());
+        }
+    }
+
+    fn files(&mut self, files: &[FileRequest]) {
+        let paths: Vec<_> = files.iter().map(|file| quote(file.path.encoded().as_bytes())).collect();
+        // With its type even an empty array means what it should: that no file was asked for.
+        self.add("files", &[b"ARRAY[", &paths.join(&b", "[..])[..], b"]::pg_catalog.text[]"].concat());
+        self.numbers("offsets", files, |range| Some(range.offset));
+        self.numbers("lengths", files, |range| range.length);
+    }
+
+    /// A number for each file, NULL where there is none; nothing at all where no file has one.
+    fn numbers(&mut self, name: &str, files: &[FileRequest], number: impl Fn(Range) -> Option<u64>) {
+        let numbers: Vec<_> = files.iter().map(|file| file.range.and_then(&number)).collect();
+        if numbers.iter().any(Option::is_some) {
+            let list: Vec<_> = numbers
+                .iter()
+                .map(|number| number.map_or_else(|| "NULL".to_owned(), |number| number.to_string()))
+                .collect();
+            self.add(name, format!("'{{{}}}'", list.join(",")).as_bytes());
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Commands as text of the replication grammar.
+
+use std::fmt::Write;
+
+use super::{Checkpoint, Command, FileRequest};
+use crate::frame::Compression;
+use crate::id::BackupId;
+
+impl Command {
+    /// The command as the replication grammar reads it. Bytes, because a label may be in any
+    /// encoding.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut options = OptionList::default();
+        let mut text = self.kind().name().as_bytes().to_vec();
+        match self {
+            Self::StartBackup(start) => {
+                options.quoted("LABEL", &start.label);
+                options.bare(match start.checkpoint {
+                    Checkpoint::Fast => "CHECKPOINT 'fast'",
+                    Checkpoint::Spread => "CHECKPOINT 'spread'",
+                });
+                if start.progress {
+                    options.bare("PROGRESS");
+                }
+                if !start.verify_checksums {
+                    options.bare("VERIFY_CHECKSUMS false");
+                }
+                if let Some(rate) = start.max_rate {
+                    options.bare(&format!("MAX_RATE {rate}"));
+                }
+            }
+            Self::SendFileList(list) => {
+                options.backup_id(list.backup_id);
+                if list.estimate {
+                    options.bare("ESTIMATE");
+                }
+            }
+            Self::SendFilesContent(content) => {
+                text.push(b' ');
+                text.extend(parenthesized(content.files.iter().map(|file| file.to_bytes())));
+                options.backup_id(content.backup_id);
+                if let Some(verify) = content.verify_checksums {
+                    options.bare(if verify { "VERIFY_CHECKSUMS true" } else { "VERIFY_CHECKSUMS false" });
+                }
+                if !content.file_checksum.is_empty() {
+                    options.bare(&format!("FILE_CHECKSUM '{}'", content.file_checksum.name()));
+                }
+                if content.compression != Compression::None {
+                    options.bare(&format!("COMPRESSION '{}'", compression_name(content.compression)));
+                }
+                if let Some(level) = content.compression_level {
+                    options.bare(&format!("COMPRESSION_LEVEL '{level}'"));
+                }
+                if !options.0.is_empty() {
+                    text.extend_from_slice(b" WITH");
+                }
+            }
+            Self::StopBackup(stop) => {
+                options.backup_id(stop.backup_id);
+                if let Some(label) = &stop.label {
+                    options.quoted("LABEL", label);
+                }
+                if !stop.wait {
+                    options.bare("WAIT false");
+                }
+                if !stop.terminate_transfers.is_empty() {
+                    options.bare(&format!("TERMINATE_TRANSFERS '{}'", pid_list(&stop.terminate_transfers)));
+                }
+            }
+        }
+        if !options.0.is_empty() {
+            text.push(b' ');
+            text.extend(parenthesized(options.0.into_iter()));
+        }
+        text
+    }
+}
+
+impl FileRequest {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut text = quote(self.path.encoded().as_bytes());
+        if let Some(range) = self.range {
+            let mut clause = format!(" (OFFSET '{}'", range.offset);
+            if let Some(length) = range.length {
+                // Writing to a String cannot fail.
+                let _ = write!(clause, ", LENGTH '{length}'");
+            }
+            text.extend_from_slice(clause.as_bytes());
+            text.push(b')');
+        }
+        text
+    }
+}
+
+pub(super) fn pid_list(pids: &[u32]) -> String {
+    pids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+pub(super) fn compression_name(algorithm: Compression) -> &'static str {
+    match algorithm {
+        Compression::None => "none",
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
+    }
+}
+
+/// Options on their way out.
+#[derive(Default)]
+struct OptionList(Vec<Vec<u8>>);
+
+impl OptionList {
+    fn bare(&mut self, option: &str) {
+        self.0.push(option.as_bytes().to_vec());
+    }
+
+    fn quoted(&mut self, name: &str, value: &[u8]) {
+        self.0.push([name.as_bytes(), b" ", &quote(value)].concat());
+    }
+
+    fn backup_id(&mut self, id: Option<BackupId>) {
+        if let Some(id) = id {
+            self.bare(&format!("BACKUP_ID '{id}'"));
+        }
+    }
+}
+
+/// A literal of the replication grammar, or of SQL with standard_conforming_strings: quotes
+/// doubled, nothing else is special.
+pub(super) fn quote(value: &[u8]) -> Vec<u8> {
+    let mut text = vec![b'\''];
+    for &byte in value {
+        if byte == b'\'' {
+            text.push(byte);
+        }
+        text.push(byte);
+    }
+    text.push(b'\'');
+    text
+}
+
+pub(super) fn parenthesized(items: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+    [&b"("[..], &items.collect::<Vec<_>>().join(&b", "[..]), b")"].concat()
+}

@@ -1,0 +1,276 @@
+use super::*;
+
+const ID: &str = "00112233445566778899aabbccddeeff";
+
+fn word(name: &str, value: &str) -> RawOption {
+    RawOption { name: name.into(), value: Some(RawValue::Text(value.into())) }
+}
+
+fn number(name: &str, value: i64) -> RawOption {
+    RawOption { name: name.into(), value: Some(RawValue::Integer(value)) }
+}
+
+fn flag(name: &str) -> RawOption {
+    RawOption { name: name.into(), value: None }
+}
+
+fn file(path: &str, options: Vec<RawOption>) -> RawFile {
+    RawFile { path: path.into(), options }
+}
+
+fn start(options: Vec<RawOption>) -> Result<StartBackup, CommandError> {
+    match Command::parse(CommandKind::StartBackup, vec![], options)? {
+        Command::StartBackup(command) => Ok(command),
+        other => panic!("parsed {other:?}"),
+    }
+}
+
+fn content(files: Vec<RawFile>, options: Vec<RawOption>) -> Result<SendFilesContent, CommandError> {
+    match Command::parse(CommandKind::SendFilesContent, files, options)? {
+        Command::SendFilesContent(command) => Ok(command),
+        other => panic!("parsed {other:?}"),
+    }
+}
+
+#[test]
+fn defaults() {
+    assert_eq!(start(vec![]), Ok(StartBackup::default()));
+    assert_eq!(
+        Command::parse(CommandKind::StopBackup, vec![], vec![]),
+        Ok(Command::StopBackup(StopBackup::default()))
+    );
+}
+
+#[test]
+fn process_ids() {
+    let pids = |value: RawOption| -> Result<Vec<u32>, CommandError> {
+        match Command::parse(CommandKind::StopBackup, vec![], vec![value])? {
+            Command::StopBackup(command) => Ok(command.terminate_transfers),
+            other => panic!("parsed {other:?}"),
+        }
+    };
+    assert_eq!(pids(word("terminate_transfers", "12, 34,5")), Ok(vec![12, 34, 5]));
+    assert_eq!(pids(number("terminate_transfers", 12)), Ok(vec![12]));
+    assert_eq!(pids(word("terminate_transfers", "")), Ok(vec![]));
+    for wrong in ["0", "-1", "1,", "1 2", "2147483648", "x"] {
+        let error = pids(word("terminate_transfers", wrong)).unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::SYNTAX_ERROR);
+        assert_eq!(error.to_string(), "terminate_transfers requires a list of process IDs", "{wrong}");
+    }
+    assert!(pids(flag("terminate_transfers")).is_err());
+}
+
+#[test]
+fn all_options_of_start_backup() {
+    let command = start(vec![
+        word("label", "my label"),
+        word("checkpoint", "FAST"),
+        flag("progress"),
+        word("verify_checksums", "off"),
+        number("max_rate", 32),
+    ]);
+    assert_eq!(
+        command,
+        Ok(StartBackup {
+            label: b"my label".to_vec(),
+            checkpoint: Checkpoint::Fast,
+            progress: true,
+            verify_checksums: false,
+            max_rate: Some(32),
+        })
+    );
+}
+
+#[test]
+fn refusals_have_code_and_words() {
+    let refused = |options, code: SqlState, words: &str| {
+        let error = start(options).unwrap_err();
+        assert_eq!((error.sqlstate(), error.to_string().as_str()), (code, words));
+    };
+    refused(vec![flag("lable")], SqlState::SYNTAX_ERROR, "unrecognized START_BACKUP option: \"lable\"");
+    refused(
+        vec![flag("progress"), flag("progress")],
+        SqlState::SYNTAX_ERROR,
+        "duplicate option \"progress\"",
+    );
+    refused(vec![flag("label")], SqlState::SYNTAX_ERROR, "label requires a parameter");
+    refused(vec![number("progress", 2)], SqlState::SYNTAX_ERROR, "progress requires a Boolean value");
+    refused(
+        vec![word("checkpoint", "slow")],
+        SqlState::SYNTAX_ERROR,
+        "unrecognized checkpoint type: \"slow\"",
+    );
+    for rate in [0, 31, 1_048_577, -1] {
+        refused(
+            vec![number("max_rate", rate)],
+            SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
+            &format!("{rate} is outside the valid range for parameter \"MAX_RATE\" (32 .. 1048576)"),
+        );
+    }
+}
+
+#[test]
+fn files_and_ranges() {
+    let command = content(
+        vec![
+            file("base/5/1", vec![]),
+            file("base/5/2", vec![word("offset", "8192")]),
+            file("base/5/3", vec![number("offset", 0), word("length", "17179869184")]),
+        ],
+        vec![word("backup_id", ID), word("file_checksum", "sha256"), word("compression", "lz4")],
+    )
+    .unwrap();
+    assert_eq!(command.files[0].range, None);
+    assert_eq!(command.files[1].range, Some(Range { offset: 8192, length: None }));
+    assert_eq!(command.files[2].range, Some(Range { offset: 0, length: Some(1 << 34) }));
+    assert_eq!(command.file_checksum, ChecksumAlgorithm::Sha256);
+    assert_eq!(command.compression, Compression::Lz4);
+}
+
+#[test]
+fn refusals_of_files() {
+    let code = |files, options| content(files, options).unwrap_err().sqlstate();
+    assert_eq!(code(vec![], vec![]), SqlState::SYNTAX_ERROR);
+    assert_eq!(code(vec![file("/etc/passwd", vec![])], vec![]), SqlState::INVALID_NAME);
+    assert_eq!(
+        code(vec![file("a", vec![word("offset", "-8192")])], vec![]),
+        SqlState::INVALID_PARAMETER_VALUE
+    );
+    assert_eq!(code(vec![file("a", vec![word("offset", "x")])], vec![]), SqlState::SYNTAX_ERROR);
+    assert_eq!(
+        code(vec![file("a", vec![word("offset", "99999999999999999999")])], vec![]),
+        SqlState::INVALID_PARAMETER_VALUE
+    );
+    assert_eq!(code(vec![file("a", vec![word("length", "1")])], vec![]), SqlState::SYNTAX_ERROR);
+    assert_eq!(code(vec![file("a", vec![])], vec![word("backup_id", "x")]), SqlState::UNDEFINED_OBJECT);
+    assert_eq!(code(vec![file("a", vec![])], vec![word("file_checksum", "md5")]), SqlState::SYNTAX_ERROR);
+    let many = |n| (0..n).map(|i| file(&format!("f{i}"), vec![])).collect::<Vec<_>>();
+    assert_eq!(content(many(1024), vec![]).unwrap().files.len(), 1024);
+    assert_eq!(code(many(1025), vec![]), SqlState::PROGRAM_LIMIT_EXCEEDED);
+}
+
+#[test]
+fn text_of_the_commands() {
+    let path = |text: &str| BackupPath::parse(text.as_bytes()).unwrap();
+    let cases: [(Command, &str); 7] = [
+        (
+            Command::StartBackup(StartBackup { label: b"it's".to_vec(), ..StartBackup::default() }),
+            "START_BACKUP (LABEL 'it''s', CHECKPOINT 'spread')",
+        ),
+        (
+            Command::StartBackup(StartBackup {
+                label: b"l".to_vec(),
+                checkpoint: Checkpoint::Fast,
+                progress: true,
+                verify_checksums: false,
+                max_rate: Some(1024),
+            }),
+            "START_BACKUP (LABEL 'l', CHECKPOINT 'fast', PROGRESS, VERIFY_CHECKSUMS false, MAX_RATE 1024)",
+        ),
+        (Command::SendFileList(SendFileList::default()), "SEND_FILE_LIST"),
+        (
+            Command::SendFilesContent(SendFilesContent {
+                files: vec![
+                    FileRequest::whole(path("base/5/it's%20me")),
+                    FileRequest {
+                        path: path("base/5/1"),
+                        range: Some(Range { offset: 8192, length: Some(8192) }),
+                    },
+                ],
+                ..SendFilesContent::default()
+            }),
+            "SEND_FILES_CONTENT ('base/5/it''s%20me', 'base/5/1' (OFFSET '8192', LENGTH '8192'))",
+        ),
+        (
+            Command::SendFilesContent(SendFilesContent {
+                files: vec![FileRequest::whole(path("a"))],
+                backup_id: Some(ID.parse().unwrap()),
+                verify_checksums: Some(false),
+                file_checksum: ChecksumAlgorithm::Crc32c,
+                compression: Compression::Zstd,
+                compression_level: Some(-3),
+            }),
+            "SEND_FILES_CONTENT ('a') WITH (BACKUP_ID '00112233445566778899aabbccddeeff', \
+             VERIFY_CHECKSUMS false, FILE_CHECKSUM 'CRC32C', COMPRESSION 'zstd', COMPRESSION_LEVEL '-3')",
+        ),
+        (
+            Command::StopBackup(StopBackup { wait: false, ..StopBackup::default() }),
+            "STOP_BACKUP (WAIT false)",
+        ),
+        (
+            Command::StopBackup(StopBackup { terminate_transfers: vec![17, 4711], ..StopBackup::default() }),
+            "STOP_BACKUP (TERMINATE_TRANSFERS '17,4711')",
+        ),
+    ];
+    for (command, text) in cases {
+        assert_eq!(String::from_utf8(command.to_bytes()).unwrap(), text);
+    }
+}
+
+#[test]
+fn calls_of_the_procedures() {
+    let path = |text: &str| BackupPath::parse(text.as_bytes()).unwrap();
+    let cases: [(Command, &str); 7] = [
+        (
+            Command::StartBackup(StartBackup {
+                label: br"it's a \ label".to_vec(),
+                ..StartBackup::default()
+            }),
+            r"CALL parallel_backup.start_backup(label => 'it''s a \ label', checkpoint => 'spread')",
+        ),
+        (
+            Command::StartBackup(StartBackup {
+                label: b"l".to_vec(),
+                checkpoint: Checkpoint::Fast,
+                progress: true,
+                verify_checksums: false,
+                max_rate: Some(1024),
+            }),
+            "CALL parallel_backup.start_backup(label => 'l', checkpoint => 'fast', progress => true, \
+             verify_checksums => false, max_rate => 1024)",
+        ),
+        (Command::SendFileList(SendFileList::default()), "CALL parallel_backup.send_file_list()"),
+        (
+            Command::SendFilesContent(SendFilesContent {
+                files: vec![
+                    FileRequest::whole(path("base/5/it's%20me")),
+                    FileRequest {
+                        path: path("base/5/1"),
+                        range: Some(Range { offset: 8192, length: Some(16384) }),
+                    },
+                    FileRequest { path: path("base/5/2"), range: Some(Range { offset: 0, length: None }) },
+                ],
+                ..SendFilesContent::default()
+            }),
+            "CALL parallel_backup.send_files_content(files => ARRAY['base/5/it''s%20me', 'base/5/1', \
+             'base/5/2']::pg_catalog.text[], offsets => '{NULL,8192,0}', lengths => '{NULL,16384,NULL}')",
+        ),
+        (
+            Command::SendFilesContent(SendFilesContent {
+                files: vec![FileRequest::whole(path("a"))],
+                backup_id: Some(ID.parse().unwrap()),
+                verify_checksums: Some(false),
+                file_checksum: ChecksumAlgorithm::Crc32c,
+                compression: Compression::Zstd,
+                compression_level: Some(-3),
+            }),
+            "CALL parallel_backup.send_files_content(files => ARRAY['a']::pg_catalog.text[], \
+             backup_id => '00112233445566778899aabbccddeeff', verify_checksums => false, \
+             file_checksum => 'CRC32C', compression => 'zstd', compression_level => -3)",
+        ),
+        (Command::StopBackup(StopBackup::default()), "CALL parallel_backup.stop_backup()"),
+        (
+            Command::StopBackup(StopBackup {
+                backup_id: None,
+                label: Some(b"it's".to_vec()),
+                wait: false,
+                terminate_transfers: vec![17, 4711],
+            }),
+            "CALL parallel_backup.stop_backup(label => 'it''s', wait => false, \
+             terminate_transfers => '17,4711')",
+        ),
+    ];
+    for (command, text) in cases {
+        assert_eq!(String::from_utf8(command.to_call()).unwrap(), text);
+    }
+}
