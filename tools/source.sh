@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Finds PostgreSQL's source and prints the path of the tarball on standard output. In order:
-# the tarball that PG_SOURCE names, the official download, Debian's source package.
+# the tarball that PG_SOURCE names, the official download, Debian's pool, Debian's source package.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 exec 3>&1 1>&2
@@ -91,6 +91,18 @@ apt_options=(
 	-o Acquire::Check-Valid-Until=false
 )
 for mirror in "${mirrors[@]}"; do
+	# The version that is pinned, by its checksum: a mirror has it for some time after a suite names the
+	# next, which the mirror need not have yet.
+	url=${mirror%/}/pool/main/p/postgresql-$PG/postgresql-${PG}_$PG_VERSION.orig.tar.bz2
+	say "Fetching PostgreSQL $PG_VERSION from Debian's pool"
+	start=$(now)
+	if curl -fsSL --connect-timeout 8 --speed-limit 10000 --speed-time 20 -o "$scratch/tarball" "$url" \
+		2>"$scratch/log" && sha256_is "$scratch/tarball" "$PG_SHA256"; then
+		mv "$scratch/tarball" "$pinned"
+		note "${pinned##*/}, done in $(duration $(($(now) - start)))"
+		found "$pinned"
+	fi
+	note 'not there'
 	for suite in $PG_SUITES; do
 		say "Fetching Debian's source package of PostgreSQL $PG from the suite $suite"
 		start=$(now)
