@@ -13,16 +13,17 @@ use ParallelBackup::Test;
 
 my $claim = 'pgsql_tmp.pg_parallel_basebackup';
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
+# The original's tablespace lies apart: the server may write there at any time.
+my $source = PostgreSQL::Test::Utils::tempdir_short;
 # A spread checkpoint that has something to do, of what the buffers hold, lasts until somebody asks for a fast
 # one.
 my $node = parallel_node('main', extension => 1, conf => "checkpoint_timeout = '1h'\nshared_buffers = '16MB'\n");
-mkdir "$tempdir/source";
 $node->safe_psql('postgres', qq(
 	CREATE TABLE t AS SELECT generate_series(1, 20000) AS id;
-	CREATE TABLESPACE space LOCATION '$tempdir/source'));
+	CREATE TABLESPACE space LOCATION '$source'));
 $node->safe_psql('postgres', 'CREATE TABLE u TABLESPACE space AS SELECT generate_series(1, 1000) AS id');
 
-my @client = ('pg_parallel_basebackup', '--no-sync', '-T' => "$tempdir/source=$tempdir/space");
+my @client = ('pg_parallel_basebackup', '--no-sync', '-T' => "$source=$tempdir/space");
 my @second = (@client, '-c' => 'fast');
 
 # Starts the client and waits until it waits for its checkpoint.
@@ -187,7 +188,7 @@ for my $case (
 	unlink "$tempdir/link";
 	rmdir "$tempdir/real";
 
-	command_fails_like([ 'pg_parallel_basebackup', '-N', '-c' => 'fast', '-D' => "$tempdir/real", '-T' => "$tempdir/source=$tempdir/real/" ],
+	command_fails_like([ 'pg_parallel_basebackup', '-N', '-c' => 'fast', '-D' => "$tempdir/real", '-T' => "$source=$tempdir/real/" ],
 		qr/error: directory "\Q$tempdir\E\/real" cannot be used for two purposes/, '-D and a tablespace are one');
 	ok(!-e "$tempdir/real", 'nothing is left');
 
