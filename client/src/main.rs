@@ -1,68 +1,41 @@
-//! `pg_parallel_basebackup`: a base backup of a running PostgreSQL server over several replication
-//! connections at once, as `docs/protocol.md` describes it.
+//! `pg_parallel_basebackup`: a base backup of a running PostgreSQL server over several connections at once,
+//! as `docs/protocol.md` describes it.
 //!
-//! `backup` says in which order things happen, the modules below it how:
-//! - `options`, `tablespace`: the command line;
-//! - `route`, `connection`, `reconnect`, `pq` (libpq), `tls` (OpenSSL), `prompt`, `cancel`: the server, and
-//!   commands;
-//! - `wire`, `receive`, `reply`, `chunk`: what comes, read past libpq where that can be;
-//! - `queue`, `split`, `transfer`, `reverify`, `pipeline`, `writer`: files and who fetches them;
-//! - `target`, `claim`, `cleanup`, `sync`: the directories that are written;
-//! - `wal`, `wal_check`, `walstream`, `manifest`, `recovery`: what makes it a backup;
-//! - `abort`, `signals`, `error`, `report`, `progress`: how it ends, and what the user hears;
-//! - `os`, `limits`: the operating system.
+//! `backup` says in which order things happen, the rooms below it how:
+//! - `options`: the command line;
+//! - `server`: connections, commands and their results, what comes read past libpq;
+//! - `fetch`: files and who fetches them, until they are known to be right;
+//! - `wal`: segments, the WAL stream, and what WAL says of itself;
+//! - `output`: where all of it goes;
+//! - `report`: what the user hears.
 //!
-//! Unsafe code is in `pq`, `tls` and `os`.
+//! All of them use `abort`, `signals` and `error` (how it ends), `manifest`, and `os` and `limits` (the operating
+//! system). Unsafe code is in `server::pq`, `server::tls` and `os`.
 
 mod abort;
 #[cfg(test)]
 mod allocations;
 mod backup;
-mod cancel;
-mod chunk;
-mod claim;
-mod cleanup;
-mod connection;
 mod error;
-#[cfg(test)]
-mod fake_server;
+mod fetch;
 mod limits;
 mod manifest;
 mod options;
 mod os;
-mod pipeline;
-mod pq;
-mod progress;
-mod prompt;
-mod queue;
-mod receive;
-mod reconnect;
-mod recovery;
-mod reply;
+mod output;
 mod report;
-mod reverify;
-mod route;
+mod server;
 mod signals;
-mod split;
-mod sync;
-mod tablespace;
-mod target;
-mod tls;
-mod transfer;
 mod wal;
-mod wal_check;
-mod walstream;
-mod wire;
-mod writer;
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use abort::Abort;
-use cleanup::Cleanup;
 use error::{Error, Kind, Result};
 use options::Invocation;
+use output::cleanup::Cleanup;
 
 fn main() -> ExitCode {
     os::use_language();
@@ -79,7 +52,7 @@ fn main() -> ExitCode {
         // Reported too.
         Err(_) => ExitCode::FAILURE,
     };
-    if !cancel::wait() {
+    if !server::cancel::wait() {
         os::exit(i32::from(code != ExitCode::SUCCESS));
     }
     code

@@ -6,9 +6,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::abort::Abort;
-use crate::cleanup::Cleanup;
 use crate::error::{Error, Result};
 use crate::os;
+use crate::output::cleanup::Cleanup;
 use crate::report;
 
 /// Ends the backup on the first signal, so that it is cleaned up, and on the second cleans up at once,

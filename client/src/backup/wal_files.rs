@@ -4,11 +4,11 @@ use protocol::BackupPath;
 use protocol::wal::{is_history, is_segment};
 
 use super::{Backup, Start, Stop, add_own_file};
-use crate::connection::Session;
 use crate::error::{Error, Result};
-use crate::queue::Queue;
-use crate::transfer::Work;
-use crate::wal_check::{Cluster, Needed};
+use crate::fetch::queue::Queue;
+use crate::fetch::transfer::Work;
+use crate::server::connection::Session;
+use crate::wal::check::{Cluster, Needed};
 
 impl Backup<'_> {
     /// -X fetch: the WAL that the backup needs, as files.

@@ -11,13 +11,13 @@ use protocol::{BackupPath, FileBegin, FileRequest};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use crate::chunk::{Chunk, Kept};
 use crate::error::{Error, Result};
+use crate::fetch::queue::{Item, Part};
+use crate::fetch::receive::{Received, Sink};
+use crate::fetch::transfer::{Work, wal_file_name};
 use crate::os;
-use crate::queue::{Item, Part};
-use crate::receive::{Received, Sink};
-use crate::transfer::{Work, wal_file_name};
-use crate::wal_check::SegmentPages;
+use crate::server::chunk::{Chunk, Kept};
+use crate::wal::check::SegmentPages;
 
 /// Files from here on get their place on disk before their bytes come, so that several that are
 /// written at once do not lie in pieces between each other.

@@ -9,8 +9,8 @@ use protocol::command::{FileRequest, Range};
 use protocol::frame::Compression;
 use protocol::{ChecksumAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
-use crate::chunk::{Chunk, Kept};
 use crate::error::{Error, Result};
+use crate::server::chunk::{Chunk, Kept};
 use pages::checksum::Checksum;
 
 /// What is verified and checksummed at a time: in the first-level cache between the two.
@@ -514,8 +514,8 @@ mod tests {
     /// Pages that a server wrote: blocks 0 and 3 of two relations, and new ones between.
     fn relation() -> Vec<u8> {
         let new = [0; BLOCK_SIZE];
-        let heap = include_bytes!("../../tests/data/page_heap_block_0");
-        let btree = include_bytes!("../../tests/data/page_btree_block_3");
+        let heap = include_bytes!("../../../tests/data/page_heap_block_0");
+        let btree = include_bytes!("../../../tests/data/page_btree_block_3");
         [&heap[..], &new, &new, &btree[..], &new].concat()
     }
 

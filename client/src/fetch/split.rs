@@ -9,7 +9,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
-use crate::queue::{FileNumber, Part};
+use crate::fetch::queue::{FileNumber, Part};
 use pages::checksum::combine_crcs;
 
 /// Files in parts, while some part of them is under way.

@@ -15,8 +15,8 @@ use protocol::BackupPath;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::cleanup::make_directory;
 use crate::error::{Error, Result};
+use crate::output::cleanup::make_directory;
 
 /// Modes of what the client makes on its own, by whether the source's data directory is open to
 /// its group (PostgreSQL's `pg_dir_create_mode` and `pg_file_create_mode`).

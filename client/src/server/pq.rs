@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 pub use pq_sys::ExecStatusType as Status;
 
 use crate::os::symbol;
-use crate::tls::{Step, Tls};
+use crate::server::tls::{Step, Tls};
 
 /// A connection. One thread uses it at a time.
 pub struct Pg {

@@ -7,10 +7,10 @@ use rustix::event::PollFlags;
 
 use super::{Session, unexpected};
 use crate::error::{Error, Kind, Result};
-use crate::pq::Status;
 use crate::report;
-use crate::tls::Step;
-use crate::wire::{CopySink, Event, Wire};
+use crate::server::pq::Status;
+use crate::server::tls::Step;
+use crate::server::wire::{CopySink, Event, Wire};
 
 impl Session {
     /// Sends a command that answers with a COPY and nothing else, and reads all of that. `past_libpq`
@@ -178,8 +178,8 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Chunk;
-    use crate::fake_server::{FakeServer, copy, message, report};
+    use crate::server::chunk::Chunk;
+    use crate::server::fake_server::{FakeServer, copy, message, report};
 
     struct Nobody;
 

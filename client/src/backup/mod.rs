@@ -1,5 +1,6 @@
 //! A backup from beginning to end: the order of things, and what happens when one fails.
 
+mod recovery;
 mod wal_files;
 
 use std::fs::{self, File, OpenOptions};
@@ -14,27 +15,26 @@ use protocol::command::{SendFileList, StartBackup, StopBackup};
 use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
 use crate::abort::{Abort, PanicGuard, panicked};
-use crate::claim::{self, check_free};
-use crate::cleanup::{Cleanup, Purpose};
-use crate::connection::{Connector, Route, Session, System, bytes, check_columns, number, text};
 use crate::error::{Error, Kind, Result};
+use crate::fetch::queue::Queue;
+use crate::fetch::reconnect::{self, Reconnect, check_same};
+use crate::fetch::split::Splits;
+use crate::fetch::transfer::{PIPELINED_MINIMUM, SharedManifest, Work, manifest_error, may_split};
 use crate::limits;
 use crate::manifest::{Manifest, WalRange};
 use crate::options::{Options, Slot, Sync, Wal};
-use crate::pq::{QueryResult, Status};
-use crate::progress::{self, Counters, Stopper};
-use crate::queue::Queue;
-use crate::reconnect::{self, Reconnect, check_same};
-use crate::recovery;
-use crate::reply::Reply;
+use crate::output::claim::{self, check_free};
+use crate::output::cleanup::{Cleanup, Purpose};
+use crate::output::sync;
+use crate::output::target::{Modes, Target};
 use crate::report;
-use crate::route;
-use crate::split::Splits;
-use crate::sync;
-use crate::target::{Modes, Target};
-use crate::transfer::{PIPELINED_MINIMUM, SharedManifest, Work, manifest_error, may_split};
+use crate::report::progress::{self, Counters, Stopper};
+use crate::server::connection::{Connector, Route, Session, System, bytes, check_columns, number, text};
+use crate::server::pq::{QueryResult, Status};
+use crate::server::reply::Reply;
+use crate::server::route;
 use crate::wal::SegmentSize;
-use crate::walstream::{self, End, Plan, quoted_identifier};
+use crate::wal::stream::{self, End, Plan, quoted_identifier};
 use pages::checksum::Checksum;
 
 /// First server version whose standbys synchronize slots, for which primary_conninfo names a
@@ -254,7 +254,7 @@ impl<'a> Backup<'a> {
                 let (target, end, abort) = (&target, &end, self.abort);
                 scope.spawn(move || {
                     let _guard = PanicGuard(abort);
-                    if let Err(error) = walstream::stream(&mut session, plan, target, end) {
+                    if let Err(error) = stream::stream(&mut session, plan, target, end) {
                         abort.fail(error.context("WAL streaming failed"));
                     }
                 })
@@ -859,8 +859,8 @@ mod tests {
     use std::ffi::OsString;
 
     use super::*;
-    use crate::fake_server::{self, FakeServer};
     use crate::options::{self, Invocation};
+    use crate::server::fake_server::{self, FakeServer};
 
     #[test]
     fn segment_size_as_shown() {

@@ -1,6 +1,6 @@
 //! --write-recovery-conf: what makes the copy a standby of the server it came from.
 
-use crate::pq::Keyword;
+use crate::server::pq::Keyword;
 
 /// Where the settings go, behind what the file has already.
 pub const SETTINGS_FILE: &str = "postgresql.auto.conf";

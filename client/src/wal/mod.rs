@@ -1,5 +1,8 @@
 //! The size of WAL segments, and whether a set of them has a gap.
 
+pub mod check;
+pub mod stream;
+
 use protocol::Lsn;
 use protocol::wal::Segment;
 

@@ -13,10 +13,10 @@ use protocol::reply::Column;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::abort::Abort;
-use crate::cancel;
 use crate::error::{Error, Kind, Result};
-use crate::pq::{CopyData, CopyRead, Pg, QueryResult, Status};
-use crate::wire::Wire;
+use crate::server::cancel;
+use crate::server::pq::{CopyData, CopyRead, Pg, QueryResult, Status};
+use crate::server::wire::Wire;
 
 pub use connector::Connector;
 

@@ -13,12 +13,12 @@ use protocol::Lsn;
 use protocol::wal::{Segment, history_name};
 
 use crate::abort::Latch;
-use crate::connection::{Message, Session, bytes, number, text};
 use crate::error::{Error, Result};
-use crate::pq::Status;
-use crate::target::Target;
+use crate::output::target::Target;
+use crate::server::connection::{Message, Session, bytes, number, text};
+use crate::server::pq::Status;
 use crate::wal::SegmentSize;
-use crate::wal_check::{Cluster, Records};
+use crate::wal::check::{Cluster, Records};
 
 /// The position at which the stream ends, known only when the backup has ended.
 #[derive(Debug)]
@@ -423,7 +423,7 @@ fn mark_done(target: &Target, pg_wal: &Path, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::Modes;
+    use crate::output::target::Modes;
 
     #[test]
     fn status() {

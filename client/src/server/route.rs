@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use protocol::SqlState;
 
-use crate::connection::{Connector, Route, Session, number, text};
 use crate::error::{Error, Kind, Result};
+use crate::server::connection::{Connector, Route, Session, number, text};
 
 /// What every server that has loaded the library has; "on" where it has the grammar.
 const GRAMMAR_SETTING: &str = "pg_parallel_backup.replication_grammar";

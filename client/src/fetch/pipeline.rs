@@ -6,9 +6,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use protocol::FileBegin;
 
-use crate::chunk::{Chunk, Kept};
 use crate::error::{Error, Result};
-use crate::receive::{Received, Sink};
+use crate::fetch::receive::{Received, Sink};
+use crate::server::chunk::{Chunk, Kept};
 
 /// How far the receiving may be ahead, in things to do: some buffers of the socket.
 const AHEAD: usize = 4;

@@ -11,9 +11,9 @@ use protocol::ChecksumAlgorithm;
 use protocol::frame::{Compression, FileBegin, FileEnd, Frame};
 
 use crate::abort::Abort;
-use crate::connection::{Connector, Route, Session};
 use crate::error::Result;
 use crate::options::ConnectionOptions;
+use crate::server::connection::{Connector, Route, Session};
 
 /// A server, until its connection ends.
 pub struct FakeServer {

@@ -13,21 +13,21 @@ use protocol::command::{Range, SendFilesContent};
 use protocol::wal::is_segment;
 use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, SqlState};
 
-use crate::chunk::Chunk;
-use crate::connection::Session;
 use crate::error::{Error, Kind, Result};
+use crate::fetch::pipeline;
+use crate::fetch::queue::{Claimed, Item, Part, Queue, Turn};
+use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
+use crate::fetch::split::{Outcome, Splits};
+use crate::fetch::writer::Writer;
 use crate::manifest::Manifest;
 use crate::options::Side;
-use crate::pipeline;
-use crate::progress::Counters;
-use crate::queue::{Claimed, Item, Part, Queue, Turn};
-use crate::receive::{Checks, PageRule, Received, Receiver, Sink};
+use crate::output::target::Target;
 use crate::report;
-use crate::split::{Outcome, Splits};
-use crate::target::Target;
-use crate::wal_check::Needed;
-use crate::wire::CopySink;
-use crate::writer::Writer;
+use crate::report::progress::Counters;
+use crate::server::chunk::Chunk;
+use crate::server::connection::Session;
+use crate::server::wire::CopySink;
+use crate::wal::check::Needed;
 
 /// How long a connection without work sleeps before it looks whether it is still alive.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -352,9 +352,9 @@ pub fn wal_file_name(path: &BackupPath) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
     use crate::options::ManifestOptions;
-    use crate::target::Modes;
+    use crate::output::target::Modes;
+    use crate::server::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
     use pages::checksum::Checksum;
     use pages::page::BLOCK_SIZE as BLOCK;
     use protocol::Frame;
@@ -458,7 +458,7 @@ mod tests {
     /// Three pages, the first of a real server, and one that is damaged.
     fn good_and_bad() -> (Vec<u8>, Vec<u8>) {
         let mut good = vec![0; 3 * BLOCK];
-        good[..BLOCK].copy_from_slice(include_bytes!("../../tests/data/page_heap_block_0"));
+        good[..BLOCK].copy_from_slice(include_bytes!("../../../tests/data/page_heap_block_0"));
         let mut bad = good.clone();
         bad[5000] ^= 1;
         (good, bad)
@@ -557,7 +557,8 @@ mod tests {
         let size = 65 * MB;
         let length = (size / 3).next_multiple_of(BLOCK);
         let first = vec![0; length];
-        let second = [include_bytes!("../../tests/data/page_heap_block_0").as_slice(), &[0; BLOCK]].concat();
+        let second =
+            [include_bytes!("../../../tests/data/page_heap_block_0").as_slice(), &[0; BLOCK]].concat();
         let now = (length + second.len()) as u64;
         let answer = |offset: usize, bytes: &[u8]| {
             // In frames, as they may be at most a megabyte.

@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::pq::Canceller;
+use crate::server::pq::Canceller;
 
 /// How long the program waits for requests under way before it ends. One that gets through takes a round
 /// trip or two.

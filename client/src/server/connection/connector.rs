@@ -11,9 +11,9 @@ use super::{Route, Session};
 use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::options::{ConnectionOptions, PasswordPrompt};
-use crate::pq::{self, Keyword, Pg, Progress};
-use crate::prompt;
 use crate::report::PROGRAM;
+use crate::server::pq::{self, Keyword, Pg, Progress};
+use crate::server::prompt;
 
 /// Oldest server: its BASE_BACKUP has the option syntax and the rules that the protocol builds on.
 const OLDEST_SERVER: i32 = 150_000;
@@ -264,7 +264,7 @@ mod tests {
     use std::ffi::OsString;
 
     use super::*;
-    use crate::fake_server::FakeServer;
+    use crate::server::fake_server::FakeServer;
 
     fn connector(conninfo: &str, host: Option<&str>) -> Connector {
         let options = ConnectionOptions {

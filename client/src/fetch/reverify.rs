@@ -15,13 +15,13 @@ use pages::page::BLOCK_SIZE;
 use protocol::command::Range;
 use protocol::{BackupPath, ChecksumAlgorithm, FileBegin, FileRequest, MAX_FILES_PER_COMMAND};
 
-use crate::chunk::Chunk;
-use crate::connection::Session;
 use crate::error::{Error, Kind, Result};
-use crate::queue::Item;
-use crate::receive::{Checks, PageRule, Received, Receiver, Sink};
-use crate::transfer::{Work, is_hopeless};
-use crate::writer::ZEROES;
+use crate::fetch::queue::Item;
+use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
+use crate::fetch::transfer::{Work, is_hopeless};
+use crate::fetch::writer::ZEROES;
+use crate::server::chunk::Chunk;
+use crate::server::connection::Session;
 
 /// What is read at once to checksum a file anew.
 const REREAD: usize = 256 << 10;

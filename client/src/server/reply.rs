@@ -3,9 +3,9 @@
 use pages::rows::RowChecksum;
 use protocol::reply::{CHECKSUM, Column};
 
-use crate::connection::Session;
 use crate::error::{Error, Result};
-use crate::pq::QueryResult;
+use crate::server::connection::Session;
+use crate::server::pq::QueryResult;
 
 /// The reply to a command, as far as it has come.
 #[derive(Debug)]

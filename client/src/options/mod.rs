@@ -1,6 +1,8 @@
 //! The command line: pg_basebackup's options under pg_basebackup's names, parsed once into types
 //! that cannot contradict each other.
 
+pub mod tablespace;
+
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -11,8 +13,8 @@ use clap::{ArgAction, CommandFactory, Parser};
 use protocol::{Checkpoint, ChecksumAlgorithm};
 
 use crate::error::{Error, Result};
+use crate::options::tablespace::{TablespaceMap, canonical};
 use crate::report::PROGRAM;
-use crate::tablespace::{TablespaceMap, canonical};
 
 /// What the user wants.
 #[derive(Debug, Clone)]

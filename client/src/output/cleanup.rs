@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::claim::{Claim, Place, check_free};
 use crate::error::{Error, Result};
+use crate::output::claim::{Claim, Place, check_free};
+use crate::output::sync::sync_path;
 use crate::report;
-use crate::sync::sync_path;
 
 /// How often a directory is emptied, and how long to wait for what fills it again to cease.
 const EMPTYING_TRIES: u32 = 20;
@@ -232,7 +232,7 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claim::CLAIM_FILE;
+    use crate::output::claim::CLAIM_FILE;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777

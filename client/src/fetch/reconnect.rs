@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::abort::Abort;
-use crate::connection::{Connector, Route, Session, System};
 use crate::error::{Error, Kind, Result};
-use crate::queue::Queue;
+use crate::fetch::queue::Queue;
 use crate::report;
-use crate::route;
+use crate::server::connection::{Connector, Route, Session, System};
+use crate::server::route;
 
 /// How long each try waits before it begins: a server that restarts a failover, or a full table of
 /// connections, needs a moment, and must not be besieged.

@@ -1,6 +1,8 @@
 //! Everything that is printed: to stderr, one message at a time, in the form of PostgreSQL's other
 //! programs, and never through the middle of a progress bar.
 
+pub mod progress;
+
 use std::fmt::Display;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
