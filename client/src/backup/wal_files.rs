@@ -3,7 +3,10 @@
 use protocol::BackupPath;
 use protocol::wal::{is_history, is_segment};
 
-use super::{Backup, Start, Stop, add_own_file};
+use super::Backup;
+use super::own_files::add_own_file;
+use super::start::Start;
+use super::stop::Stop;
 use crate::error::{Error, Result};
 use crate::fetch::queue::Queue;
 use crate::fetch::transfer::Work;

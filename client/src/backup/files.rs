@@ -1,0 +1,276 @@
+//! What comes over the connections but for the WAL stream: the list of files, and the files.
+
+use std::sync::PoisonError;
+
+use protocol::command::SendFileList;
+use protocol::{BackupPath, Command, reply};
+
+use super::Backup;
+use super::own_files::{CONTROL_FILE, MANIFEST, MANIFEST_UNDER_WAY};
+use super::start::Start;
+use super::stop::Stop;
+use crate::abort::PanicGuard;
+use crate::error::{Error, Kind, Result};
+use crate::fetch::reconnect;
+use crate::fetch::transfer::Work;
+use crate::options::Wal;
+use crate::output::claim;
+use crate::report;
+use crate::server::connection::{Session, bytes, check_columns, number};
+use crate::server::pq::{QueryResult, Status};
+use crate::server::reply::Reply;
+
+/// What the server never lists, because it does not belong into a copy as it lies on its disk.
+const NEVER_LISTED: [&str; 5] =
+    ["backup_label", "tablespace_map", MANIFEST, MANIFEST_UNDER_WAY, CONTROL_FILE];
+
+impl Backup<'_> {
+    /// Everything that comes over the connections but for the WAL stream.
+    pub(super) fn receive(
+        &self,
+        coordinator: &mut Session,
+        workers: &mut Vec<Session>,
+        start: &Start,
+        work: &Work<'_>,
+    ) -> Result<Stop> {
+        self.fetch(work, coordinator, workers, |coordinator| self.list(coordinator, work))?;
+
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let stop = self.stop(coordinator, start.id, &lost)?;
+        if self.options.wal != Wal::None {
+            self.say(format_args!("write-ahead log end point: {}", stop.position));
+        }
+        let (bytes, _) = work.counters.done();
+        self.say(format_args!(
+            "received {bytes} bytes in {} files; the server sent {} bytes in {} files",
+            work.queue.len(),
+            stop.totals.1,
+            stop.totals.0
+        ));
+        if self.options.wal == Wal::Fetch {
+            self.fetch_wal(work, coordinator, workers, start, &stop)?;
+        }
+        Ok(stop)
+    }
+
+    /// The file list: directories are made as they come, files are remembered.
+    pub(super) fn list(&self, coordinator: &mut Session, work: &Work<'_>) -> Result<()> {
+        let command =
+            Command::SendFileList(SendFileList { backup_id: Some(work.backup), ..SendFileList::default() });
+        let doing = |error: Error| error.context("could not get file list");
+        coordinator.send_command(&command).map_err(doing)?;
+        coordinator.row_by_row().map_err(doing)?;
+        let mut reply = Reply::new(coordinator);
+        let mut checked = false;
+        let mut ended = false;
+        while let Some(answer) = coordinator.result().map_err(doing)? {
+            match answer.status() {
+                Status::PGRES_COMMAND_OK => continue,
+                Status::PGRES_TUPLES_OK => ended = true,
+                Status::PGRES_SINGLE_TUPLE => {}
+                other => return Err(Error::local(format!("unexpected result of SEND_FILE_LIST: {other:?}"))),
+            }
+            if !checked {
+                check_columns(&answer, reply::FILE_LIST)?;
+                checked = true;
+            }
+            reply.check(&answer).map_err(doing)?;
+            for row in 0..answer.rows() {
+                add_listed(&answer, row, work)?;
+            }
+            self.abort.check()?;
+        }
+        // A list that was cut short would be a backup with something missing.
+        if !ended {
+            return Err(Error::local("server sent an incomplete file list"));
+        }
+        Ok(())
+    }
+
+    /// Fills a queue by `list`, and empties it over all connections, the workers' from the beginning;
+    /// those that were lost are gone from `workers`.
+    pub(super) fn fetch(
+        &self,
+        work: &Work<'_>,
+        coordinator: &mut Session,
+        workers: &mut Vec<Session>,
+        list: impl FnOnce(&mut Session) -> Result<()>,
+    ) -> Result<()> {
+        let alive = std::thread::scope(|scope| {
+            let threads: Vec<_> = workers
+                .drain(..)
+                .map(|session| {
+                    scope.spawn(move || {
+                        let _guard = PanicGuard(self.abort);
+                        self.fetch_over(session, work)
+                    })
+                })
+                .collect();
+            let _guard = PanicGuard(self.abort);
+            let outcome = list(coordinator).and_then(|()| {
+                work.queue.complete();
+                work.counters.expect(work.queue.len(), work.queue.bytes());
+                work.run(coordinator).map_err(|error| match error.kind() {
+                    // With the coordinator the backup itself is gone.
+                    Kind::Connection => {
+                        error.context("lost the connection that coordinates the backup").fatal()
+                    }
+                    Kind::Server(_) => error.context("could not fetch files").fatal(),
+                    _ => error.fatal(),
+                })
+            });
+            if let Err(error) = outcome {
+                self.abort.fail(error);
+                work.queue.abandon();
+            }
+            threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect::<Vec<_>>()
+        });
+        self.abort.check()?;
+        *workers = alive;
+        if work.queue.is_complete() {
+            Ok(())
+        } else {
+            Err(Error::local("not all files of the backup were received"))
+        }
+    }
+
+    /// Works over one connection, and where that is lost over another, until the queue is empty. The
+    /// connection that is left.
+    fn fetch_over(&self, mut session: Session, work: &Work<'_>) -> Option<Session> {
+        for _ in 0..=reconnect::MOST {
+            let error = match work.run(&mut session) {
+                Ok(()) => return Some(session),
+                Err(error) => error,
+            };
+            // Whether that is the end of the backup shows on the coordinator.
+            if !matches!(error.kind(), Kind::Connection | Kind::Server(_)) {
+                self.abort.fail(error);
+                return None;
+            }
+            self.lost
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(u32::try_from(session.backend_pid()));
+            report::warning(format_args!(
+                "lost a connection, the others fetch what it had not finished: {error}"
+            ));
+            // The server has no place for another before this one is gone.
+            drop(session);
+            // The backup is no more, on any connection.
+            if error.kind() != Kind::Connection {
+                return None;
+            }
+            session = self.reconnect.as_ref()?.replace(work.queue)?;
+            self.say("replaced the connection that was lost");
+        }
+        None
+    }
+}
+
+fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
+    let name = bytes(answer, row, 0)?;
+    let path = BackupPath::parse(name).map_err(|error| {
+        Error::local(format!(
+            "server listed an invalid file name \"{}\": {error}",
+            String::from_utf8_lossy(name)
+        ))
+    })?;
+    match bytes(answer, row, 1)? {
+        b"d" if work.discard => Ok(()),
+        b"d" => work.target.make_listed(&path, number(answer, row, 4)?),
+        b"f" => {
+            if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes())
+                || claim::is_claim(path.as_bytes())
+            {
+                return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
+            }
+            work.queue.push(&path, number(answer, row, 2)?)
+        }
+        other => Err(Error::local(format!(
+            "server listed \"{path}\" as of unknown type \"{}\"",
+            String::from_utf8_lossy(other)
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::abort::Abort;
+    use crate::fetch::queue::Queue;
+    use crate::fetch::split::Splits;
+    use crate::options::{self, Invocation};
+    use crate::output::cleanup::Cleanup;
+    use crate::output::target::{Modes, Target};
+    use crate::report::progress::Counters;
+    use crate::server::fake_server::{self, FakeServer};
+    use pages::checksum::Checksum;
+    use pages::names::NameRules;
+    use protocol::ChecksumAlgorithm;
+
+    /// Lists 64 empty files, enough for a batch, and waits until another connection has fetched them;
+    /// only then the list ends, by `end`.
+    fn fetched_while_listed(end: Result<()>) -> (Result<()>, bool) {
+        const FILES: usize = 64;
+        let names: Vec<_> = (0..FILES).map(|number| format!("base/5/{number}")).collect();
+        let crc32c = ChecksumAlgorithm::Crc32c;
+        let empty = Checksum::of(crc32c, b"");
+        let answer: Vec<_> =
+            names.iter().map(|name| fake_server::file_with(name, 0, 0, b"", 0, crc32c, &empty)).collect();
+        let servers = [FakeServer::start(Vec::new()), FakeServer::start(vec![fake_server::copy(&answer)])];
+        let (mut coordinator, worker) = (servers[0].connect(), servers[1].connect());
+        let arguments = ["pg_parallel_basebackup", "--discard", "-j", "2"].map(OsString::from);
+        let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
+        let (abort, counters) = (Abort::new().unwrap(), Counters::default());
+        let cleanup = Cleanup::default();
+        let modes = Modes { directory: 0o700, file: 0o600 };
+        let work = Work {
+            queue: &Queue::new(2, true),
+            splits: &Splits::default(),
+            target: &Target::new(options.target.clone(), modes),
+            discard: true,
+            pipelined: None,
+            backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+            algorithm: ChecksumAlgorithm::Crc32c,
+            pages: None,
+            names: NameRules::Since17,
+            verify: None,
+            past_libpq: true,
+            sync: false,
+            manifest: None,
+            wal: None,
+            counters: &counters,
+        };
+        let list = |_: &mut Session| {
+            for name in &names {
+                work.queue.push(&BackupPath::from_bytes(name.as_str()).unwrap(), 0)?;
+            }
+            let began = Instant::now();
+            while counters.done().1 < FILES as u64 {
+                // No panic: the other connection would wait on.
+                if began.elapsed() > Duration::from_secs(60) {
+                    return Err(Error::local("nobody fetches what is listed"));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            end
+        };
+        let backup = Backup::new(&options, &abort, &cleanup);
+        let outcome = backup.fetch(&work, &mut coordinator, &mut vec![worker], list);
+        assert_eq!(servers.map(|server| server.commands().len()), [0, 1]);
+        (outcome.map_err(|error| abort.cause().unwrap_or(error)), work.queue.is_complete())
+    }
+
+    #[test]
+    fn files_are_fetched_while_the_list_comes() {
+        let (outcome, complete) = fetched_while_listed(Ok(()));
+        assert!(outcome.is_ok() && complete);
+        let broken = Error::new(Kind::Server(*b"42501"), "ERROR:  could not stat file");
+        let (outcome, complete) = fetched_while_listed(Err(broken));
+        assert_eq!(outcome.unwrap_err().message(), "ERROR:  could not stat file");
+        assert!(!complete);
+    }
+}

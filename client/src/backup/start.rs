@@ -1,0 +1,162 @@
+//! START_BACKUP, and the directories that are made before the list says so.
+
+use protocol::command::StartBackup;
+use protocol::{BackupId, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
+
+use super::{Backup, lsn};
+use crate::error::{Error, Result};
+use crate::options::Wal;
+use crate::output::cleanup::Purpose;
+use crate::output::target::Target;
+use crate::report;
+use crate::server::connection::{Session, bytes, number};
+use crate::server::reply::Reply;
+use crate::wal::SegmentSize;
+
+/// First server version that has pg_wal/summaries.
+const WAL_SUMMARIES_SINCE: i32 = 170_000;
+
+/// What START_BACKUP said.
+pub(super) struct Start {
+    pub(super) position: Lsn,
+    pub(super) timeline: u32,
+    pub(super) id: BackupId,
+    pub(super) system: u64,
+    pub(super) segment_size: SegmentSize,
+    /// Whether the cluster has page checksums.
+    pub(super) data_checksums: bool,
+    pub(super) tablespaces: Vec<Tablespace>,
+    pub(super) label_file: Vec<u8>,
+}
+
+pub(super) struct Tablespace {
+    pub(super) oid: u32,
+    pub(super) location: Vec<u8>,
+}
+
+impl Backup<'_> {
+    pub(super) fn start(&self, coordinator: &mut Session) -> Result<Start> {
+        if self.options.verbose {
+            self.say("initiating base backup, waiting for checkpoint to complete");
+        } else if self.options.progress {
+            report::print("waiting for checkpoint");
+        }
+        let command = Command::StartBackup(StartBackup {
+            label: self.options.label.clone(),
+            checkpoint: self.options.checkpoint,
+            // The list says it all, with no walk of its own.
+            progress: false,
+            verify_checksums: self.options.verify_checksums,
+            max_rate: self.options.max_rate,
+        });
+        coordinator.send_command(&command)?;
+        let mut reply = Reply::new(coordinator);
+        let first = reply.result_set(coordinator, reply::START).map_err(explain_start)?;
+        self.say("checkpoint completed");
+        let version: u32 = number(&first, 0, 3)?;
+        if version != PROTOCOL_VERSION {
+            return Err(Error::local(format!(
+                "server speaks version {version} of the parallel backup protocol, this program version \
+                 {PROTOCOL_VERSION}"
+            )));
+        }
+        let position = lsn(&first, 0, 0)?;
+        let timeline = number(&first, 0, 1)?;
+        if self.options.wal != Wal::None {
+            self.say(format_args!("write-ahead log start point: {position} on timeline {timeline}"));
+        }
+        let doing = |error: Error| error.context("could not get backup header");
+        let second = reply.result_set(coordinator, reply::TABLESPACES).map_err(doing)?;
+        let mut tablespaces = Vec::new();
+        for row in 0..second.rows() {
+            if second.value(row, 0).is_some() {
+                tablespaces.push(Tablespace {
+                    oid: number(&second, row, 0)?,
+                    location: bytes(&second, row, 1)?.to_vec(),
+                });
+            }
+        }
+        let third = reply.result_set(coordinator, reply::LABELS).map_err(doing)?;
+        let start = Start {
+            position,
+            timeline,
+            id: number(&first, 0, 2)?,
+            system: number(&first, 0, 4)?,
+            segment_size: SegmentSize::new(number(&first, 0, 5)?)?,
+            data_checksums: number::<i32>(&first, 0, 7)? != 0,
+            tablespaces,
+            label_file: bytes(&third, 0, 0)?.to_vec(),
+        };
+        coordinator.finish().map_err(doing)?;
+        Ok(start)
+    }
+
+    pub(super) fn prepare_directories(
+        &self,
+        target: &mut Target,
+        start: &Start,
+        server_version: i32,
+    ) -> Result<()> {
+        // The WAL stream begins before the list says that these exist.
+        if self.options.waldir.is_none() {
+            target.make("pg_wal")?;
+        }
+        target.make("pg_wal/archive_status")?;
+        if server_version >= WAL_SUMMARIES_SINCE {
+            target.make("pg_wal/summaries")?;
+        }
+        target.make("pg_tblspc")?;
+        let locations = start.tablespaces.iter().map(|tablespace| &tablespace.location[..]);
+        for old in self.options.tablespaces.unmatched(locations) {
+            report::warning(format_args!("the server has no tablespace in directory \"{}\"", old.display()));
+        }
+        for tablespace in &start.tablespaces {
+            let name = format!("pg_tblspc/{}", tablespace.oid);
+            if !tablespace.location.starts_with(b"/") {
+                // In place: a directory of the data directory like any other.
+                target.make(&name)?;
+                continue;
+            }
+            let place = self.options.tablespaces.locate(&tablespace.location);
+            self.cleanup.claim(Purpose::Tablespace, &place, target.modes().directory)?;
+            // The client makes the links: with a tablespace_map, recovery would make them again, to
+            // where the original has its tablespaces.
+            target.link(&name, &place)?;
+        }
+        Ok(())
+    }
+}
+
+/// What may be missing on a server that refuses START_BACKUP.
+fn explain_start(error: Error) -> Error {
+    // A walsender without a database takes what it cannot parse for SQL, and refuses that.
+    let unknown = [SqlState::SYNTAX_ERROR, SqlState::FEATURE_NOT_SUPPORTED];
+    let error = if unknown.iter().any(|state| error.is_server(*state)) {
+        error.with_hint(
+            "The server does not know the parallel backup commands: it must be built with the patch of \
+             pg_parallel_backup, and load that library by shared_preload_libraries.",
+        )
+    } else if error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) && !error.message().contains("HINT")
+    {
+        error.with_hint("Check that shared_preload_libraries on the server has pg_parallel_backup.")
+    } else {
+        error
+    };
+    error.context("could not initiate base backup")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn hints_for_a_server_that_refuses() {
+        let unknown = Error::new(Kind::Server(*b"42601"), "ERROR:  syntax error");
+        assert!(explain_start(unknown).hint().unwrap().contains("patch"));
+        let unloaded = Error::new(Kind::Server(*b"55000"), "ERROR:  not loaded");
+        let error = explain_start(unloaded);
+        assert!(error.hint().unwrap().contains("shared_preload_libraries"));
+        assert_eq!(error.message(), "could not initiate base backup: ERROR:  not loaded");
+    }
+}
