@@ -3,7 +3,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::{Error, Result};
-use crate::output::target::OPEN_DIRECTORIES;
+use crate::output::directory::target::OPEN_DIRECTORIES;
 
 /// What each connection needs at most: its socket, the file that it writes, and a cancel request.
 const FOR_CONNECTION: u64 = 3;

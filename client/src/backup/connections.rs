@@ -7,7 +7,7 @@ use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::reconnect::{Reconnect, check_same};
 use crate::options::{Options, Slot, Wal};
-use crate::output::target::Modes;
+use crate::output::Modes;
 use crate::report;
 use crate::server::connection::{Connector, Route, Session, System};
 use crate::server::route;

@@ -6,7 +6,7 @@ use protocol::command::SendFileList;
 use protocol::{BackupPath, Command, reply};
 
 use super::Backup;
-use super::own_files::{CONTROL_FILE, MANIFEST, MANIFEST_UNDER_WAY};
+use super::own_files::CONTROL_FILE;
 use super::start::Start;
 use super::stop::Stop;
 use crate::abort::PanicGuard;
@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fetch::reconnect;
 use crate::fetch::transfer::Work;
 use crate::options::Wal;
-use crate::output::claim;
+use crate::output::{Attributes, MANIFEST, MANIFEST_UNDER_WAY, claim};
 use crate::report;
 use crate::server::connection::{Session, bytes, check_columns, number};
 use crate::server::pq::{QueryResult, Status};
@@ -176,8 +176,10 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
         ))
     })?;
     match bytes(answer, row, 1)? {
-        b"d" if work.discard => Ok(()),
-        b"d" => work.target.make_listed(&path, number(answer, row, 4)?),
+        b"d" => {
+            let attributes = Attributes { mode: number(answer, row, 4)?, mtime: number(answer, row, 3)? };
+            work.output.directory(&path, &attributes)
+        }
         b"f" => {
             if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes())
                 || claim::is_claim(path.as_bytes())
@@ -204,7 +206,7 @@ mod tests {
     use crate::fetch::split::Splits;
     use crate::options::{self, Invocation};
     use crate::output::cleanup::Cleanup;
-    use crate::output::target::{Modes, Target};
+    use crate::output::discard::Discard;
     use crate::report::progress::Counters;
     use crate::server::fake_server::{self, FakeServer};
     use pages::checksum::Checksum;
@@ -226,12 +228,10 @@ mod tests {
         let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
         let (abort, counters) = (Abort::new().unwrap(), Counters::default());
         let cleanup = Cleanup::default();
-        let modes = Modes { directory: 0o700, file: 0o600 };
         let work = Work {
             queue: &Queue::new(2, true),
             splits: &Splits::default(),
-            target: &Target::new(options.target.clone(), modes),
-            discard: true,
+            output: &Discard,
             pipelined: None,
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: ChecksumAlgorithm::Crc32c,

@@ -16,7 +16,7 @@ use pages::names::NameRules;
 use protocol::{ChecksumAlgorithm, Lsn};
 
 use self::connections::Connections;
-use self::own_files::{MANIFEST, MANIFEST_UNDER_WAY, write_recovery_conf};
+use self::own_files::write_recovery_conf;
 use crate::abort::{Abort, PanicGuard, panicked};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::queue::Queue;
@@ -25,27 +25,27 @@ use crate::fetch::split::Splits;
 use crate::fetch::transfer::{PIPELINED_MINIMUM, Work, may_split};
 use crate::limits;
 use crate::options::{Options, Slot, Sync, Wal};
-use crate::output::claim::check_free;
-use crate::output::cleanup::{Cleanup, Purpose};
-use crate::output::sync;
-use crate::output::target::Target;
+use crate::output::cleanup::Cleanup;
+use crate::output::{self, Layout, Output};
 use crate::report;
 use crate::report::progress::{self, Counters, Stopper};
 use crate::server::connection::{Session, number};
 use crate::server::pq::QueryResult;
 use crate::wal::stream::{self, End, Plan, quoted_identifier};
 
+/// First server version that has pg_wal/summaries.
+const WAL_SUMMARIES_SINCE: i32 = 170_000;
+
 /// Takes the backup. All errors but the one returned have been reported.
 pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<()> {
     // Before the server is bothered: nobody has to wait for a checkpoint to hear of a typing error.
-    for directory in (!options.discard).then_some(&options.target).into_iter().chain(&options.waldir) {
-        check_free(directory, std::iter::empty())?;
-    }
+    let mut output = output::of(options, abort, cleanup);
+    output.check()?;
     limits::allow_files(options.jobs + usize::from(matches!(options.wal, Wal::Stream { .. })))?;
     let connections = Connections::open(options, abort)?;
     abort.expect_cleanup();
     abort.check()?;
-    or_undone(abort, cleanup, || Backup::new(options, abort, cleanup).run(connections))
+    or_undone(abort, cleanup, || Backup::new(options, abort, cleanup).run(connections, &mut *output))
 }
 
 /// Reports a failure, or a panic's, and cleans up after it.
@@ -78,7 +78,7 @@ impl<'a> Backup<'a> {
         Self { options, abort, cleanup, reconnect: None, lost: Mutex::default() }
     }
 
-    fn run(mut self, connections: Connections) -> Result<()> {
+    fn run(mut self, connections: Connections, output: &mut dyn Output) -> Result<()> {
         let Connections {
             mut coordinator,
             mut workers,
@@ -93,14 +93,7 @@ impl<'a> Backup<'a> {
         let options = self.options;
         let server_version = coordinator.server_version();
 
-        if !options.discard {
-            self.cleanup.claim(Purpose::Data, &options.target, modes.directory)?;
-        }
-        let mut target = Target::new(options.target.clone(), modes);
-        if let Some(waldir) = &options.waldir {
-            self.cleanup.claim(Purpose::Wal, waldir, modes.directory)?;
-            target.link("pg_wal", waldir)?;
-        }
+        output.claim(modes)?;
         // Before the backup starts, so that no WAL it needs can be removed in between. Only on this
         // connection: an error on any other would drop a temporary slot.
         let slot = match &mut wal {
@@ -117,15 +110,17 @@ impl<'a> Backup<'a> {
         }
         // A checkpoint takes its time, and others have the same directories before them.
         self.cleanup.check()?;
-        if !options.discard {
-            self.prepare_directories(&mut target, &start, server_version)?;
-        }
+        output.prepare(&Layout {
+            tablespaces: &start.tablespaces,
+            wal_summaries: server_version >= WAL_SUMMARIES_SINCE,
+        })?;
+        let output = &*output;
         // Where the manifest has none they still say whether files came as they were sent.
         let algorithm = match options.manifest {
             Some(manifest) if !manifest.checksums.is_empty() => manifest.checksums,
             _ => ChecksumAlgorithm::Crc32c,
         };
-        let manifest = self.begin_manifest(&target, server_version, system.identifier)?;
+        let manifest = self.begin_manifest(output, server_version, system.identifier)?;
 
         let plan = match &options.wal {
             Wal::Stream { status_interval, .. } => Some(Plan {
@@ -135,7 +130,6 @@ impl<'a> Backup<'a> {
                 system: start.system,
                 slot,
                 status_interval: *status_interval,
-                sync: options.sync != Sync::None,
             }),
             _ => None,
         };
@@ -149,10 +143,13 @@ impl<'a> Backup<'a> {
             let shown_until = Stopper(&shown);
             let streamer = wal.take().zip(plan.as_ref()).map(|(mut session, plan)| {
                 self.say("starting background WAL receiver");
-                let (target, end, abort) = (&target, &end, self.abort);
+                let (end, abort) = (&end, self.abort);
                 scope.spawn(move || {
                     let _guard = PanicGuard(abort);
-                    if let Err(error) = stream::stream(&mut session, plan, target, end) {
+                    let streamed = output
+                        .wal()
+                        .and_then(|mut wal| stream::stream(&mut session, plan, &mut *wal, output, end));
+                    if let Err(error) = streamed {
                         abort.fail(error.context("WAL streaming failed"));
                     }
                 })
@@ -163,13 +160,11 @@ impl<'a> Backup<'a> {
             let work = Work {
                 queue: &queue,
                 splits: &splits,
-                target: &target,
-                discard: options.discard,
+                output,
                 pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
                 names: NameRules::of_server(u32::try_from(server_version).unwrap_or_default()),
                 verify: options.verify,
-                pipelined: (!options.discard && has_cores_to_spare(options.jobs))
-                    .then_some(PIPELINED_MINIMUM),
+                pipelined: (output.keeps() && has_cores_to_spare(options.jobs)).then_some(PIPELINED_MINIMUM),
                 past_libpq: options.past_libpq,
                 sync: options.sync != Sync::None,
                 backup: start.id,
@@ -206,7 +201,7 @@ impl<'a> Backup<'a> {
         if let Some(peak) = peak_memory() {
             self.say(format_args!("used at most {peak} of memory"));
         }
-        if options.discard {
+        if !output.keeps() {
             return if stop.checksum_failures > 0 {
                 Err(Error::new(Kind::ChecksumFailure, "checksum error occurred"))
             } else {
@@ -216,27 +211,20 @@ impl<'a> Backup<'a> {
         }
 
         if let Some(settings) = &recovery_settings {
-            write_recovery_conf(&target, settings)?;
+            write_recovery_conf(output, settings)?;
         }
         self.abort.check()?;
         self.cleanup.check()?;
-        target.write("backup_label", &start.label_file)?;
-        self.finish_files(&target, manifest, algorithm, &start, &stop)?;
-        self.make_durable(&target)?;
+        output.own_file("backup_label", &start.label_file)?;
+        self.finish_files(output, manifest, algorithm, &start, &stop)?;
+        output.sync()?;
         if stop.checksum_failures > 0 {
             // Without its final name the manifest says that this is no good backup.
             return Err(Error::new(Kind::ChecksumFailure, "checksum error occurred"));
         }
         self.abort.check()?;
         self.cleanup.check()?;
-        if options.manifest.is_some() {
-            self.say("renaming backup_manifest.tmp to backup_manifest");
-            let root = target.root();
-            sync::rename(&root.join(MANIFEST_UNDER_WAY), &root.join(MANIFEST), options.sync)?;
-        }
-        // The last thing that is done to the directories: from here on they keep others out by not being
-        // empty.
-        self.cleanup.finish(options.sync != Sync::None)?;
+        output.finish()?;
         self.say("base backup completed");
         Ok(())
     }
@@ -296,6 +284,7 @@ fn lsn(answer: &QueryResult, row: usize, column: usize) -> Result<Lsn> {
 mod tests {
 
     use super::*;
+    use crate::output::cleanup::Purpose;
 
     #[test]
     fn a_panic_is_a_failure_that_is_cleaned_up_after() {

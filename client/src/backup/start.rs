@@ -1,4 +1,4 @@
-//! START_BACKUP, and the directories that are made before the list says so.
+//! START_BACKUP.
 
 use protocol::command::StartBackup;
 use protocol::{BackupId, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
@@ -6,15 +6,11 @@ use protocol::{BackupId, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
 use super::{Backup, lsn};
 use crate::error::{Error, Result};
 use crate::options::Wal;
-use crate::output::cleanup::Purpose;
-use crate::output::target::Target;
+use crate::output::Tablespace;
 use crate::report;
 use crate::server::connection::{Session, bytes, number};
 use crate::server::reply::Reply;
 use crate::wal::SegmentSize;
-
-/// First server version that has pg_wal/summaries.
-const WAL_SUMMARIES_SINCE: i32 = 170_000;
 
 /// What START_BACKUP said.
 pub(super) struct Start {
@@ -27,11 +23,6 @@ pub(super) struct Start {
     pub(super) data_checksums: bool,
     pub(super) tablespaces: Vec<Tablespace>,
     pub(super) label_file: Vec<u8>,
-}
-
-pub(super) struct Tablespace {
-    pub(super) oid: u32,
-    pub(super) location: Vec<u8>,
 }
 
 impl Backup<'_> {
@@ -89,41 +80,6 @@ impl Backup<'_> {
         };
         coordinator.finish().map_err(doing)?;
         Ok(start)
-    }
-
-    pub(super) fn prepare_directories(
-        &self,
-        target: &mut Target,
-        start: &Start,
-        server_version: i32,
-    ) -> Result<()> {
-        // The WAL stream begins before the list says that these exist.
-        if self.options.waldir.is_none() {
-            target.make("pg_wal")?;
-        }
-        target.make("pg_wal/archive_status")?;
-        if server_version >= WAL_SUMMARIES_SINCE {
-            target.make("pg_wal/summaries")?;
-        }
-        target.make("pg_tblspc")?;
-        let locations = start.tablespaces.iter().map(|tablespace| &tablespace.location[..]);
-        for old in self.options.tablespaces.unmatched(locations) {
-            report::warning(format_args!("the server has no tablespace in directory \"{}\"", old.display()));
-        }
-        for tablespace in &start.tablespaces {
-            let name = format!("pg_tblspc/{}", tablespace.oid);
-            if !tablespace.location.starts_with(b"/") {
-                // In place: a directory of the data directory like any other.
-                target.make(&name)?;
-                continue;
-            }
-            let place = self.options.tablespaces.locate(&tablespace.location);
-            self.cleanup.claim(Purpose::Tablespace, &place, target.modes().directory)?;
-            // The client makes the links: with a tablespace_map, recovery would make them again, to
-            // where the original has its tablespaces.
-            target.link(&name, &place)?;
-        }
-        Ok(())
     }
 }
 

@@ -36,7 +36,7 @@ impl Backup<'_> {
         // Marked as archived, or a copy that is promoted would archive them once more.
         for name in &stop.wal_files {
             let done = format!("pg_wal/archive_status/{name}.done");
-            work.target.write(&done, b"")?;
+            work.output.own_file(&done, b"")?;
             add_own_file(work.manifest, work.algorithm, &done, b"")?;
         }
         Ok(())
@@ -51,9 +51,7 @@ impl Backup<'_> {
         workers: &mut Vec<Session>,
         stop: &Stop,
     ) -> Result<()> {
-        let streamed = |name: &&String| {
-            is_history(name.as_bytes()) && work.target.root().join("pg_wal").join(name).exists()
-        };
+        let streamed = |name: &&String| is_history(name.as_bytes()) && work.output.has_history(name);
         let names: Vec<String> = stop.wal_files.iter().filter(streamed).cloned().collect();
         if names.is_empty() {
             return Ok(());

@@ -6,9 +6,7 @@
 //! believed now: WAL replay replaces a page that is as new as the backup. What is old and still wrong
 //! is left to the server to verify, to report and to count.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use pages::checksum::Checksum;
 use pages::page::BLOCK_SIZE;
@@ -19,7 +17,8 @@ use crate::error::{Error, Kind, Result};
 use crate::fetch::queue::Item;
 use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::fetch::transfer::{Work, is_hopeless};
-use crate::fetch::writer::ZEROES;
+use crate::fetch::writer::{ZEROES, piece};
+use crate::output::OutputFile;
 use crate::server::chunk::Chunk;
 use crate::server::connection::Session;
 
@@ -64,11 +63,11 @@ impl Work<'_> {
 
     fn repair(&self, session: &mut Session, item: Item, received: &Received) -> Result<Outcome> {
         let path = self.queue.path(item.file);
-        let file = if self.discard { None } else { Some(self.target.open_listed(&path)?) };
+        let file = self.output.reopen(&piece(&path, item.part, received.size))?;
         let mut patch = Patch {
             work: self,
             path: &path,
-            file: file.as_ref(),
+            file: file.as_deref(),
             end: received.offset + received.length,
             ranges: Vec::new(),
             position: 0,
@@ -95,9 +94,9 @@ impl Work<'_> {
             return Ok(Outcome::Damaged(error));
         }
         match file {
-            Some(file) => reread(&file, received, self.algorithm)
+            Some(file) => reread(&*file, received, self.algorithm)
                 .map(Outcome::Repaired)
-                .map_err(|error| Error::io("read file", &self.target.path(&path), &error)),
+                .map_err(|error| Error::io("read file", &self.output.shown(&path), &error)),
             None => Ok(Outcome::Repaired(received.checksum.clone())),
         }
     }
@@ -107,7 +106,7 @@ impl Work<'_> {
 struct Patch<'a> {
     work: &'a Work<'a>,
     path: &'a BackupPath,
-    file: Option<&'a File>,
+    file: Option<&'a dyn OutputFile>,
     /// Where what was received before ends.
     end: u64,
     /// What was asked for.
@@ -135,8 +134,8 @@ impl Patch<'_> {
         let room = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
         let bytes = &bytes[..bytes.len().min(room)];
         if let Some(file) = self.file {
-            file.write_all_at(bytes, self.position)
-                .map_err(|error| Error::io("write to file", &self.work.target.path(self.path), &error))?;
+            file.write(bytes, self.position)
+                .map_err(|error| Error::io("write to file", &self.work.output.shown(self.path), &error))?;
         }
         self.position += bytes.len() as u64;
         Ok(())
@@ -189,14 +188,14 @@ fn runs(numbers: &[u32]) -> Vec<Range> {
 }
 
 /// The checksum of what lies where something was received.
-fn reread(file: &File, received: &Received, algorithm: ChecksumAlgorithm) -> io::Result<Vec<u8>> {
+fn reread(file: &dyn OutputFile, received: &Received, algorithm: ChecksumAlgorithm) -> io::Result<Vec<u8>> {
     let mut checksum = Checksum::new(algorithm);
     let mut buffer = vec![0; REREAD];
     let end = received.offset + received.length;
     let mut at = received.offset;
     while at < end {
         let most = usize::try_from(end - at).map_or(REREAD, |left| left.min(REREAD));
-        match file.read_at(&mut buffer[..most], at) {
+        match file.read(&mut buffer[..most], at) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => {
                 checksum.update(&buffer[..count]);

@@ -5,10 +5,8 @@
 //! the size when the list was made. WAL replay does the rest in either case.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::error::Result;
 use crate::fetch::queue::{FileNumber, Part};
 use pages::checksum::combine_crcs;
 
@@ -18,12 +16,11 @@ pub struct Splits(Mutex<HashMap<FileNumber, Split>>);
 
 #[derive(Debug, Default)]
 struct Split {
-    /// Open from the first part's first byte to the last part's end.
-    file: Option<Arc<File>>,
     vanished: bool,
     /// Parts that are complete: offset, length, CRC.
     done: Vec<(u64, u64, u32)>,
-    mtime: i64,
+    /// Of the part that came first.
+    mtime: Option<i64>,
 }
 
 /// What became of a file after one more of its parts was dealt with.
@@ -43,23 +40,12 @@ pub enum Outcome {
 }
 
 impl Splits {
-    /// The file that parts are written to, made by the first that asks; `None` once it vanished.
-    pub fn open(
-        &self,
-        number: FileNumber,
-        mtime: i64,
-        create: impl FnOnce() -> Result<Option<File>>,
-    ) -> Result<Option<Arc<File>>> {
+    /// A part begins to come; false once another has found that the file is no more.
+    pub fn begin(&self, number: FileNumber, mtime: i64) -> bool {
         let mut splits = self.lock();
         let split = splits.entry(number).or_default();
-        if split.vanished {
-            return Ok(None);
-        }
-        if split.file.is_none() {
-            split.file = create()?.map(Arc::new);
-            split.mtime = mtime;
-        }
-        Ok(split.file.clone())
+        split.mtime.get_or_insert(mtime);
+        !split.vanished
     }
 
     /// A part is complete.
@@ -86,7 +72,7 @@ impl Splits {
             return Outcome::Vanished;
         }
         split.done.sort_unstable();
-        Outcome::Complete { crc: combine(&split.done), mtime: split.mtime }
+        Outcome::Complete { crc: combine(&split.done), mtime: split.mtime.unwrap_or_default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<FileNumber, Split>> {
@@ -119,8 +105,8 @@ mod tests {
         };
         let splits = Splits::default();
         let parts = parts();
-        assert!(splits.open(4, 77, || Ok(Some(tempfile::tempfile().unwrap()))).unwrap().is_some());
-        assert!(splits.open(4, 78, || panic!("made twice")).unwrap().is_some());
+        assert!(splits.begin(4, 77));
+        assert!(splits.begin(4, 78));
         // In any order.
         for part in [&parts[2], &parts[0]] {
             assert_eq!(splits.complete(4, part, crc_of(part)), Outcome::Unfinished);
@@ -138,7 +124,7 @@ mod tests {
         let parts = parts();
         assert_eq!(splits.complete(4, &parts[0], 1), Outcome::Unfinished);
         assert_eq!(splits.vanished(4, &parts[1]), Outcome::Unfinished);
-        assert!(splits.open(4, 0, || panic!("made again")).unwrap().is_none());
+        assert!(!splits.begin(4, 0));
         assert_eq!(splits.complete(4, &parts[2], 1), Outcome::Vanished);
     }
 }

@@ -2,7 +2,7 @@
 //! coordinator does the same as every worker. `writer` makes the files, `reverify` fetches again what
 //! came wrong.
 
-use std::fs::File;
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::fetch::split::{Outcome, Splits};
 use crate::fetch::writer::Writer;
 use crate::manifest::Manifest;
 use crate::options::Side;
-use crate::output::target::Target;
+use crate::output::{Attributes, Output};
 use crate::report;
 use crate::report::progress::Counters;
 use crate::server::chunk::Chunk;
@@ -50,7 +50,7 @@ pub const PIPELINED_MINIMUM: u64 = 1 << 20;
 const BY_CLIENT_MINIMUM: u64 = 64 << 10;
 
 /// The manifest, as all connections write it.
-pub type SharedManifest = Mutex<Manifest<std::io::BufWriter<File>>>;
+pub type SharedManifest = Mutex<Manifest<Box<dyn Write + Send>>>;
 
 /// What all connections work on.
 pub struct Work<'a> {
@@ -59,9 +59,7 @@ pub struct Work<'a> {
     /// Those of them that are fetched in parts.
     pub splits: &'a Splits,
     /// Where they go.
-    pub target: &'a Target,
-    /// Write nothing at all.
-    pub discard: bool,
+    pub output: &'a dyn Output,
     /// From so many bytes a file on they are written on a thread of its own.
     pub pipelined: Option<u64>,
     /// The backup.
@@ -255,10 +253,7 @@ impl Work<'_> {
 
     fn file_complete(&self, item: Item, size: u64, mtime: i64, mode: u32, checksum: &[u8]) -> Result<()> {
         let path = self.queue.path(item.file);
-        // Not before: with some modes it could not be opened again, for another try.
-        if !self.discard {
-            self.target.set_mode(&path, mode)?;
-        }
+        self.output.complete(&path, &Attributes { mode, mtime })?;
         // As in BASE_BACKUP, WAL segments are not in the manifest, all else is.
         if let Some(manifest) = self.manifest
             && !wal_file_name(&path).is_some_and(is_segment)
@@ -283,14 +278,11 @@ impl Work<'_> {
         if let Some(part) = item.part {
             return self.part_done(item, &part, self.splits.vanished(item.file, &part), 0);
         }
-        // An earlier try may have written some of it.
         self.file_vanished(&path)
     }
 
     fn file_vanished(&self, path: &BackupPath) -> Result<()> {
-        if !self.discard {
-            self.target.remove(path)?;
-        }
+        self.output.vanished(path)?;
         self.counters.file();
         self.queue.finish(true);
         Ok(())
@@ -352,8 +344,11 @@ pub fn wal_file_name(path: &BackupPath) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abort::Abort;
     use crate::options::ManifestOptions;
-    use crate::output::target::Modes;
+    use crate::options::{self, Invocation};
+    use crate::output;
+    use crate::output::cleanup::Cleanup;
     use crate::server::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
     use pages::checksum::Checksum;
     use pages::page::BLOCK_SIZE as BLOCK;
@@ -399,7 +394,15 @@ mod tests {
 
     fn fetch(case: &Case, answers: Vec<Vec<u8>>) -> Fetched {
         let place = tempfile::tempdir().unwrap();
-        let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
+        let mut arguments = vec!["pg_parallel_basebackup".into()];
+        if case.discard {
+            arguments.push("--discard".into());
+        } else {
+            arguments.extend(["-D".into(), place.path().as_os_str().to_owned()]);
+        }
+        let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
+        let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
+        let output = output::of(&options, &abort, &cleanup);
         for directory in ["base/5", "pg_xact"] {
             std::fs::create_dir_all(place.path().join(directory)).unwrap();
         }
@@ -407,7 +410,8 @@ mod tests {
         queue.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64).unwrap();
         queue.complete();
         let options = ManifestOptions { checksums: ChecksumAlgorithm::Crc32c, force_encode: false };
-        let out = std::io::BufWriter::new(File::create(place.path().join("manifest")).unwrap());
+        let out: Box<dyn Write + Send> =
+            Box::new(std::fs::File::create(place.path().join("manifest")).unwrap());
         let manifest = Mutex::new(Manifest::new(out, options, 180_000, 1).unwrap());
         let server = FakeServer::start(answers);
         let mut session = server.connect();
@@ -415,8 +419,7 @@ mod tests {
         let work = Work {
             queue: &queue,
             splits: &Splits::default(),
-            target: &target,
-            discard: case.discard,
+            output: &*output,
             pipelined: case.pipelined.then_some(0),
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
             algorithm: ChecksumAlgorithm::Crc32c,
@@ -430,7 +433,7 @@ mod tests {
             counters: &counters,
         };
         let outcome = work.run(&mut session);
-        manifest.into_inner().unwrap().finish(&[]).unwrap().into_inner().unwrap();
+        manifest.into_inner().unwrap().finish(&[]).unwrap();
         Fetched {
             outcome,
             commands: server.commands(),

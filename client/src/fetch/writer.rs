@@ -1,27 +1,18 @@
-//! The sink that makes files of what a transfer brings.
+//! The sink that hands what a transfer brings to the output.
 
-use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
 use protocol::{BackupPath, FileBegin, FileRequest};
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::fetch::queue::{Item, Part};
 use crate::fetch::receive::{Received, Sink};
 use crate::fetch::transfer::{Work, wal_file_name};
-use crate::os;
+use crate::output::{OutputFile, Piece};
 use crate::server::chunk::{Chunk, Kept};
 use crate::wal::check::SegmentPages;
-
-/// Files from here on get their place on disk before their bytes come, so that several that are
-/// written at once do not lie in pieces between each other.
-const PREALLOCATED: u64 = 1 << 20;
 
 /// After so many bytes of a file the operating system is told to begin writing them to disk.
 const WRITEBACK: u64 = 8 << 20;
@@ -46,7 +37,8 @@ pub struct Writer<'a> {
 struct Open {
     /// Its place in the request.
     file: usize,
-    output: Output,
+    /// None if nothing is kept of it.
+    output: Option<Arc<dyn OutputFile>>,
     /// Where the next byte goes.
     position: u64,
     received: u64,
@@ -54,22 +46,6 @@ struct Open {
     told: u64,
     /// What its pages say, if it is a WAL segment.
     wal: Option<SegmentPages>,
-}
-
-enum Output {
-    Whole(File),
-    Part(Arc<File>),
-    Nowhere,
-}
-
-impl Output {
-    fn file(&self) -> Option<&File> {
-        match self {
-            Self::Whole(file) => Some(file),
-            Self::Part(file) => Some(file),
-            Self::Nowhere => None,
-        }
-    }
 }
 
 impl<'a> Writer<'a> {
@@ -83,19 +59,6 @@ impl<'a> Writer<'a> {
         if let Some(open) = self.open.take() {
             self.work.counters.lost(open.received);
         }
-    }
-
-    fn create(&self, file: usize, size: u64) -> Result<File> {
-        let path = &self.wanted[file].path;
-        let created = self.work.target.create_listed(path)?;
-        if size >= PREALLOCATED && self.work.sync {
-            // A full disk is better heard of now than after the file was sent; and not every file
-            // system can do it.
-            if let Err(error @ Errno::NOSPC) = fallocate(&created, FallocateFlags::KEEP_SIZE, 0, size) {
-                return Err(self.io("write to file", file, &error.into()));
-            }
-        }
-        Ok(created)
     }
 
     fn check_of_wal(&self, path: &BackupPath, size: u64) -> Result<Option<SegmentPages>> {
@@ -112,11 +75,7 @@ impl<'a> Writer<'a> {
     }
 
     fn io(&self, what: &str, file: usize, error: &io::Error) -> Error {
-        Error::io(what, &self.path(file), error)
-    }
-
-    fn path(&self, file: usize) -> PathBuf {
-        self.work.target.path(&self.wanted[file].path)
+        Error::io(what, &self.work.output.shown(&self.wanted[file].path), error)
     }
 
     fn look_at_wal(&mut self, bytes: &[u8]) {
@@ -126,18 +85,22 @@ impl<'a> Writer<'a> {
     }
 
     /// The next bytes of the file that is open, by `write`.
-    fn write(&mut self, length: usize, write: impl FnOnce(&File, u64) -> io::Result<()>) -> Result<()> {
+    fn write(
+        &mut self,
+        length: usize,
+        write: impl FnOnce(&dyn OutputFile, u64) -> io::Result<()>,
+    ) -> Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        if let Some(file) = open.output.file() {
-            write(file, open.position).map_err(|error| {
-                Error::io("write to file", &self.work.target.path(&self.wanted[open.file].path), &error)
+        if let Some(output) = &open.output {
+            write(&**output, open.position).map_err(|error| {
+                Error::io("write to file", &self.work.output.shown(&self.wanted[open.file].path), &error)
             })?;
         }
         open.position += length as u64;
         open.received += length as u64;
         if self.work.sync && open.position - open.told >= WRITEBACK {
-            if let Some(file) = open.output.file() {
-                os::start_writeback(file, open.told, open.position - open.told);
+            if let Some(output) = &open.output {
+                output.start_writeback(open.told, open.position - open.told);
             }
             open.told = open.position;
         }
@@ -154,9 +117,9 @@ impl<'a> Writer<'a> {
             let zeroes =
                 &ZEROES[..usize::try_from(end - at).map_or(ZEROES.len(), |left| left.min(ZEROES.len()))];
             if let Some(open) = &self.open
-                && let Some(output) = open.output.file()
+                && let Some(output) = &open.output
             {
-                output.write_all_at(zeroes, at).map_err(|error| self.io("write to file", file, &error))?;
+                output.write(zeroes, at).map_err(|error| self.io("write to file", file, &error))?;
             }
             zeroed.update(zeroes);
             at += zeroes.len() as u64;
@@ -175,37 +138,24 @@ impl Sink for Writer<'_> {
     fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()> {
         let path = &self.wanted[file].path;
         let wal = self.check_of_wal(path, begin.size)?;
-        let output = match self.items[file].part {
-            _ if self.work.discard && self.items[file].part.is_none() => Output::Nowhere,
-            None => Output::Whole(self.create(file, begin.size)?),
-            Some(part) => {
-                let create = || {
-                    if self.work.discard {
-                        return Ok(None);
-                    }
-                    let created = self.create(file, part.size)?;
-                    created.set_len(part.size).map_err(|error| self.io("truncate file", file, &error))?;
-                    Ok(Some(created))
-                };
-                match self.work.splits.open(self.items[file].file, begin.mtime, create)? {
-                    Some(shared) => Output::Part(shared),
-                    None => Output::Nowhere,
-                }
-            }
-        };
+        let item = self.items[file];
+        let is_wanted = item.part.is_none() || self.work.splits.begin(item.file, begin.mtime);
+        let piece = piece(path, item.part, begin.size);
+        let output = if is_wanted { self.work.output.begin(&piece)? } else { None };
         self.open = Some(Open { file, output, position: begin.offset, received: 0, told: begin.offset, wal });
         Ok(())
     }
 
     fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
         self.look_at_wal(&chunk);
-        self.write(chunk.len(), |file, position| file.write_all_at(&chunk, position))
+        self.write(chunk.len(), |output, position| output.write(&chunk, position))
     }
 
     fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
         pieces.iter().for_each(|piece| self.look_at_wal(piece));
-        self.write(pieces.iter().map(|piece| piece.len()).sum(), |file, position| {
-            write_pieces(file, pieces, position)
+        let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        self.write(pieces.iter().map(|piece| piece.len()).sum(), |output, position| {
+            output.write_pieces(&slices, position)
         })
     }
 
@@ -217,9 +167,9 @@ impl Sink for Writer<'_> {
         if let Some(open) = self.open.take() {
             if self.work.sync
                 && open.received >= WRITEBACK_MINIMUM
-                && let Some(file) = open.output.file()
+                && let Some(output) = &open.output
             {
-                os::start_writeback(file, open.told, open.position - open.told);
+                output.start_writeback(open.told, open.position - open.told);
             }
             if let Some(pages) = open.wal {
                 // The checksum fits: what is wrong with it is the server's doing, and comes again.
@@ -245,17 +195,10 @@ impl Sink for Writer<'_> {
     }
 }
 
-/// Writes pieces that follow each other, by as few system calls as it takes.
-fn write_pieces(file: &File, pieces: &[Kept], position: u64) -> io::Result<()> {
-    let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-    // What is wrong with it is seen once more, where it is written alone.
-    let mut written = rustix::io::pwritev(file, &slices, position).unwrap_or(0);
-    let mut at = position;
-    for piece in pieces {
-        let done = written.min(piece.len());
-        written -= done;
-        file.write_all_at(&piece[done..], at + done as u64)?;
-        at += piece.len() as u64;
+/// What an output is told of a file, or of a part of one.
+pub fn piece(path: &BackupPath, part: Option<Part>, size: u64) -> Piece<'_> {
+    match part {
+        Some(part) => Piece { path, size: part.size, part: Some((part.offset, part.length)) },
+        None => Piece { path, size, part: None },
     }
-    Ok(())
 }

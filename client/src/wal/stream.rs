@@ -3,9 +3,6 @@
 //!
 //! What pg_basebackup does with `receivelog.c`, down to the names and sizes of the files.
 
-use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +11,7 @@ use protocol::wal::{Segment, history_name};
 
 use crate::abort::Latch;
 use crate::error::{Error, Result};
-use crate::output::target::Target;
+use crate::output::{Output, WalOutput};
 use crate::server::connection::{Message, Session, bytes, number, text};
 use crate::server::pq::Status;
 use crate::wal::SegmentSize;
@@ -42,8 +39,6 @@ pub struct Plan {
     pub slot: Option<String>,
     /// How often the server is told how far we are; never for zero.
     pub status_interval: Duration,
-    /// Whether segments are synced as they are completed.
-    pub sync: bool,
 }
 
 impl End {
@@ -72,19 +67,19 @@ pub fn quoted_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Streams until the end is reached.
-pub fn stream(session: &mut Session, plan: &Plan, target: &Target, end: &End) -> Result<()> {
-    let mut writer = SegmentWriter {
-        directory: target.root().join("pg_wal"),
-        target,
-        size: plan.segment_size,
-        sync: plan.sync,
-        timeline: plan.timeline,
-        open: None,
-    };
+/// Streams until the end is reached, to `wal`, which is `output`'s.
+pub fn stream(
+    session: &mut Session,
+    plan: &Plan,
+    wal: &mut dyn WalOutput,
+    output: &dyn Output,
+    end: &End,
+) -> Result<()> {
+    let mut writer =
+        SegmentWriter { output: wal, size: plan.segment_size, timeline: plan.timeline, offset: None };
     let mut start = plan.segment_size.start_of(plan.start);
     loop {
-        fetch_history(session, &writer)?;
+        fetch_history(session, &mut writer, output)?;
         if end.reached(start) {
             return Ok(());
         }
@@ -127,9 +122,9 @@ pub fn stream(session: &mut Session, plan: &Plan, target: &Target, end: &End) ->
 }
 
 /// Fetches the history of the timeline that is about to be streamed; the first has none.
-fn fetch_history(session: &mut Session, writer: &SegmentWriter<'_>) -> Result<()> {
+fn fetch_history(session: &mut Session, writer: &mut SegmentWriter<'_>, output: &dyn Output) -> Result<()> {
     let name = history_name(writer.timeline);
-    if writer.timeline == 1 || writer.directory.join(&name).exists() {
+    if writer.timeline == 1 || output.has_history(&name) {
         return Ok(());
     }
     let answer = session.query(&format!("TIMELINE_HISTORY {}", writer.timeline))?;
@@ -140,7 +135,7 @@ fn fetch_history(session: &mut Session, writer: &SegmentWriter<'_>) -> Result<()
             writer.timeline
         )));
     }
-    writer.write_history(&name, bytes(&answer, 0, 1)?)
+    writer.output.history(&name, bytes(&answer, 0, 1)?)
 }
 
 /// One stream: a timeline, or the rest of it.
@@ -192,7 +187,7 @@ impl<'a> Copy<'a> {
                 let wants_reply = *data.get(17).ok_or_else(short)? != 0;
                 if wants_reply && self.sending {
                     if self.plan.slot.is_some() && self.flushed < self.position {
-                        writer.flush()?;
+                        writer.output.flush()?;
                         self.flushed = self.position;
                     }
                     self.send_status(session)?;
@@ -221,16 +216,15 @@ impl<'a> Copy<'a> {
         writer: &mut SegmentWriter<'_>,
     ) -> Result<()> {
         let offset = writer.size.offset(position);
-        match &writer.open {
+        match writer.offset {
             None if offset != 0 => {
                 return Err(Error::connection(format!(
                     "received write-ahead log record for offset {offset} with no file open"
                 )));
             }
-            Some(open) if open.offset != offset => {
+            Some(expected) if expected != offset => {
                 return Err(Error::connection(format!(
-                    "got WAL data offset {offset:08x}, expected {:08x}",
-                    open.offset
+                    "got WAL data offset {offset:08x}, expected {expected:08x}"
                 )));
             }
             _ => {}
@@ -334,96 +328,37 @@ fn status_message(written: Lsn, flushed: Lsn, now: SystemTime) -> Vec<u8> {
     message
 }
 
-/// Writes segments and what belongs to them.
+/// The segment that is being written.
 struct SegmentWriter<'a> {
-    directory: PathBuf,
-    target: &'a Target,
+    output: &'a mut dyn WalOutput,
     size: SegmentSize,
-    sync: bool,
     timeline: u32,
-    open: Option<OpenSegment>,
-}
-
-struct OpenSegment {
-    file: File,
-    name: String,
-    path: PathBuf,
-    offset: u64,
+    /// How far it is written.
+    offset: Option<u64>,
 }
 
 impl SegmentWriter<'_> {
     fn write(&mut self, position: Lsn, wal: &[u8]) -> Result<()> {
-        if self.open.is_none() {
-            self.open = Some(self.create(position)?);
+        if self.offset.is_none() {
+            let segment = Segment { timeline: self.timeline, number: self.size.number(position) };
+            self.output.begin(&self.size.file_name(segment), self.size.bytes())?;
         }
-        if let Some(open) = &mut self.open {
-            open.file.write_all(wal).map_err(|error| {
-                Error::io(&format!("write {} bytes to WAL file", wal.len()), &open.path, &error)
-            })?;
-            open.offset += wal.len() as u64;
-        }
+        self.output.write(wal)?;
+        self.offset = Some(self.size.offset(position) + wal.len() as u64);
         Ok(())
     }
 
-    /// A segment has its full size from the beginning; what no WAL is written to stays zero. The
-    /// space is really taken, so that a full disk shows here and not when the copy recovers.
-    fn create(&self, position: Lsn) -> Result<OpenSegment> {
-        let segment = Segment { timeline: self.timeline, number: self.size.number(position) };
-        let name = self.size.file_name(segment);
-        let path = self.directory.join(&name);
-        let failed = |error: std::io::Error| Error::io("open write-ahead log file", &path, &error);
-        let mut file = self.target.create(&path, self.target.modes().file)?;
-        let zeros = vec![0; 1 << 20];
-        for _ in 0..self.size.bytes() >> 20 {
-            file.write_all(&zeros).map_err(failed)?;
-        }
-        file.seek(SeekFrom::Start(0)).map_err(failed)?;
-        Ok(OpenSegment { file, name, path, offset: self.size.offset(position) })
-    }
-
-    fn flush(&self) -> Result<()> {
-        match &self.open {
-            Some(open) if self.sync => {
-                open.file.sync_all().map_err(|error| Error::io("fsync file", &open.path, &error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Closes the open segment. One that is full is marked as archived: it must not be archived
-    /// again when the copy is promoted.
     fn close(&mut self) -> Result<()> {
-        self.flush()?;
-        match self.open.take() {
-            Some(open) if open.offset == self.size.bytes() => {
-                mark_done(self.target, &self.directory, &open.name)
-            }
-            _ => Ok(()),
+        match self.offset.take() {
+            Some(offset) => self.output.end(offset == self.size.bytes()),
+            None => Ok(()),
         }
     }
-
-    fn write_history(&self, name: &str, content: &[u8]) -> Result<()> {
-        let temporary = self.directory.join(format!("{name}.tmp"));
-        let mut file = self.target.create(&temporary, self.target.modes().file)?;
-        file.write_all(content)
-            .and_then(|()| if self.sync { file.sync_all() } else { Ok(()) })
-            .map_err(|error| Error::io("write timeline history file", &temporary, &error))?;
-        let path = self.directory.join(name);
-        fs::rename(&temporary, &path).map_err(|error| Error::io("rename file", &temporary, &error))?;
-        mark_done(self.target, &self.directory, name)
-    }
-}
-
-/// Writes `archive_status/<name>.done` in a pg_wal directory.
-fn mark_done(target: &Target, pg_wal: &Path, name: &str) -> Result<()> {
-    let path = pg_wal.join("archive_status").join(format!("{name}.done"));
-    target.create(&path, target.modes().file).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::target::Modes;
 
     #[test]
     fn status() {
@@ -439,37 +374,6 @@ mod tests {
         ]
         .concat();
         assert_eq!(message, expected);
-    }
-
-    #[test]
-    fn segments_have_their_full_size_and_are_done_only_when_full() {
-        let place = tempfile::tempdir().unwrap();
-        let target = Target::new(place.path().to_owned(), Modes { directory: 0o700, file: 0o600 });
-        target.make("pg_wal").unwrap();
-        target.make("pg_wal/archive_status").unwrap();
-        let size = SegmentSize::new(1 << 20).unwrap();
-        let directory = place.path().join("pg_wal");
-        let mut writer = SegmentWriter {
-            directory: directory.clone(),
-            target: &target,
-            size,
-            sync: true,
-            timeline: 1,
-            open: None,
-        };
-        writer.write(Lsn(3 << 20), &vec![1; 1 << 20]).unwrap();
-        writer.close().unwrap();
-        writer.write(Lsn(4 << 20), b"begin").unwrap();
-        writer.close().unwrap();
-        writer.write_history("00000002.history", b"1\t0/300\n").unwrap();
-        let size_of = |name: &str| fs::metadata(directory.join(name)).map(|found| found.len()).ok();
-        assert_eq!(size_of("000000010000000000000003"), Some(1 << 20));
-        assert_eq!(size_of("archive_status/000000010000000000000003.done"), Some(0));
-        assert_eq!(size_of("000000010000000000000004"), Some(1 << 20));
-        assert_eq!(size_of("archive_status/000000010000000000000004.done"), None);
-        assert_eq!(size_of("archive_status/00000002.history.done"), Some(0));
-        let content = fs::read(directory.join("000000010000000000000004")).unwrap();
-        assert!(content.starts_with(b"begin\0") && content[5..].iter().all(|byte| *byte == 0));
     }
 
     #[test]

@@ -16,17 +16,8 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::output::Modes;
 use crate::output::cleanup::make_directory;
-
-/// Modes of what the client makes on its own, by whether the source's data directory is open to
-/// its group (PostgreSQL's `pg_dir_create_mode` and `pg_file_create_mode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Modes {
-    /// Directories.
-    pub directory: u32,
-    /// Files.
-    pub file: u32,
-}
 
 /// Most directories that are kept open: a cluster may have thousands, a process not.
 pub const OPEN_DIRECTORIES: usize = 128;
@@ -43,19 +34,6 @@ pub struct Target {
     links: HashSet<PathBuf>,
     /// Directories that files were made in, so that their paths are not looked up for each.
     directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
-}
-
-impl Modes {
-    /// From `SHOW data_directory_mode`, an octal number.
-    pub fn of_data_directory(setting: &str) -> Result<Self> {
-        let mode = u32::from_str_radix(setting.trim(), 8)
-            .map_err(|_| Error::local(format!("group access flag could not be parsed: {setting}")))?;
-        Ok(if mode & 0o050 == 0o050 {
-            Self { directory: 0o750, file: 0o640 }
-        } else {
-            Self { directory: 0o700, file: 0o600 }
-        })
-    }
 }
 
 impl Target {
@@ -209,13 +187,6 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn modes_follow_group_access() {
-        assert_eq!(Modes::of_data_directory("0700").unwrap(), Modes { directory: 0o700, file: 0o600 });
-        assert_eq!(Modes::of_data_directory("0750").unwrap(), Modes { directory: 0o750, file: 0o640 });
-        assert!(Modes::of_data_directory("rwx").is_err());
-    }
 
     #[test]
     fn directories_files_and_links() {
