@@ -154,7 +154,7 @@ impl<'a> Backup<'a> {
                     }
                 })
             });
-            if options.progress {
+            if options.progress.is_some() {
                 scope.spawn(|| progress::show(&counters, &shown));
             }
             let work = Work {

@@ -29,7 +29,7 @@ impl Backup<'_> {
     pub(super) fn start(&self, coordinator: &mut Session) -> Result<Start> {
         if self.options.verbose {
             self.say("initiating base backup, waiting for checkpoint to complete");
-        } else if self.options.progress {
+        } else if self.options.progress.is_some() {
             report::print("waiting for checkpoint");
         }
         let command = Command::StartBackup(StartBackup {

@@ -33,6 +33,9 @@ impl Backup<'_> {
         let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
         let work = Work { queue: &queue, wal: Some(&needed), ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))?;
+        if work.discard {
+            return Ok(());
+        }
         // Marked as archived, or a copy that is promoted would archive them once more.
         for name in &stop.wal_files {
             let done = format!("pg_wal/archive_status/{name}.done");

@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Directory that receives the backup
     #[arg(short = 'D', long = "pgdata", value_name = "DIRECTORY", help_heading = OUTPUT)]
     pub pgdata: Option<OsString>,
-    /// Output format; only plain (the default) so far
+    /// Output format: plain (the default) or tar
     #[arg(short = 'F', long, value_name = "p|t", help_heading = OUTPUT)]
     pub format: Option<OsString>,
     /// Number of connections that fetch files
@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Set the copy up as a standby of this server
     #[arg(short = 'R', long, help_heading = OUTPUT)]
     pub write_recovery_conf: bool,
+    /// Where the backup goes: to this client (the default), or nowhere
+    #[arg(short = 't', long, value_name = "client|blackhole", help_heading = OUTPUT)]
+    pub target: Option<OsString>,
     /// Put the tablespace in OLDDIR into NEWDIR
     #[arg(short = 'T', long, value_name = "OLDDIR=NEWDIR", help_heading = OUTPUT, action = ArgAction::Append)]
     pub tablespace_mapping: Vec<OsString>,
@@ -43,6 +46,12 @@ pub struct Arguments {
     /// How the needed WAL gets into the backup (default: stream)
     #[arg(short = 'X', long, value_name = "none|fetch|stream", help_heading = OUTPUT)]
     pub wal_method: Option<OsString>,
+    /// Compress tar output with gzip
+    #[arg(short = 'z', long, help_heading = OUTPUT, overrides_with = "compress")]
+    pub gzip: bool,
+    /// Compress on the client or the server, or not at all ("none")
+    #[arg(short = 'Z', long, value_name = "[{client|server}-]METHOD[:DETAIL]", help_heading = OUTPUT, overrides_with = "gzip")]
+    pub compress: Option<OsString>,
 
     /// Kind of checkpoint to start with (default: spread)
     #[arg(short = 'c', long, value_name = "fast|spread", help_heading = GENERAL)]
@@ -59,9 +68,10 @@ pub struct Arguments {
     /// Do not wait until the backup is on disk
     #[arg(short = 'N', long, help_heading = GENERAL)]
     pub no_sync: bool,
-    /// Show progress
-    #[arg(short = 'P', long, help_heading = GENERAL)]
-    pub progress: bool,
+    /// Show progress, to people or, as JSON, to a program
+    #[arg(short = 'P', long, value_name = "json", help_heading = GENERAL, num_args = 0..=1,
+          require_equals = true, default_missing_value = "")]
+    pub progress: Option<OsString>,
     /// Existing replication slot for the WAL stream
     #[arg(short = 'S', long, value_name = "SLOTNAME", help_heading = GENERAL)]
     pub slot: Option<OsString>,
@@ -77,7 +87,7 @@ pub struct Arguments {
     /// Write every file name of the manifest in hex
     #[arg(long, help_heading = GENERAL)]
     pub manifest_force_encode: bool,
-    /// Accepted: the server estimates nothing, the list has all sizes
+    /// Do not look before the backup how large it will be, and whether there is room for it
     #[arg(long, help_heading = GENERAL)]
     pub no_estimate_size: bool,
     /// Write no backup manifest
@@ -93,7 +103,7 @@ pub struct Arguments {
     /// with page checksums, else server)
     #[arg(long, value_name = "client|server", help_heading = GENERAL)]
     pub verify: Option<OsString>,
-    /// Receive and verify everything and write nothing, for measuring
+    /// The same as --target=blackhole --wal-method=none
     #[arg(long, help_heading = GENERAL)]
     pub discard: bool,
     /// Let libpq read transfers on every connection, for measuring

@@ -1,4 +1,4 @@
-//! What is refused, and what an option means that was not given.
+//! What is refused, in the order and the words of pg_basebackup, and what an option means that was not given.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,9 +8,12 @@ use std::time::Duration;
 use protocol::{Checkpoint, ChecksumAlgorithm};
 
 use super::arguments::Arguments;
+use super::compress::Compress;
 use super::numbers::{parse_int, parse_max_rate};
 use super::tablespace::{TablespaceMap, canonical};
-use super::{ConnectionOptions, ManifestOptions, Options, PasswordPrompt, Side, Slot, Sync, Wal};
+use super::{
+    ConnectionOptions, Format, ManifestOptions, Options, PasswordPrompt, Progress, Side, Slot, Sync, Wal,
+};
 use crate::error::{Error, Result};
 use crate::report::PROGRAM;
 
@@ -20,31 +23,13 @@ const MAX_JOBS: i64 = 1024;
 /// How often the server hears of the WAL stream: pg_basebackup's default.
 const STATUS_INTERVAL: i64 = 10;
 
+/// The output directory that stands for standard output, of archives alone.
+const STDOUT: &[u8] = b"-";
+
 /// Options that do not contradict each other.
 pub fn check(raw: Arguments) -> Result<Options> {
-    let checkpoint = match raw.checkpoint.as_deref().map(lower).as_deref() {
-        None | Some("spread") => Checkpoint::Spread,
-        Some("fast") => Checkpoint::Fast,
-        Some(_) => {
-            return Err(Error::local(format!(
-                "invalid checkpoint argument \"{}\", must be \"fast\" or \"spread\"",
-                shown(raw.checkpoint.as_deref())
-            )));
-        }
-    };
-    match raw.format.as_deref().map(OsStr::as_bytes) {
-        None | Some(b"p" | b"plain") => {}
-        Some(b"t" | b"tar") => {
-            return Err(Error::local("tar format is not supported by this version")
-                .with_hint("Leave out -F, or use -F plain."));
-        }
-        Some(_) => {
-            return Err(Error::local(format!(
-                "invalid output format \"{}\", must be \"plain\" or \"tar\"",
-                shown(raw.format.as_deref())
-            )));
-        }
-    }
+    let checkpoint = checkpoint(&raw)?;
+    let format = format(&raw)?;
     let max_rate = raw.max_rate.as_deref().map(|text| parse_max_rate(&text.to_string_lossy())).transpose()?;
     let status_interval = match raw.status_interval.as_deref() {
         None => STATUS_INTERVAL,
@@ -54,44 +39,10 @@ pub fn check(raw: Arguments) -> Result<Options> {
     for mapping in &raw.tablespace_mapping {
         tablespaces.add(mapping.as_bytes())?;
     }
-    enum Method {
-        None,
-        Fetch,
-        Stream,
-    }
-    let method = match raw.wal_method.as_deref().map(OsStr::as_bytes) {
-        Some(b"n" | b"none") => Method::None,
-        Some(b"f" | b"fetch") => Method::Fetch,
-        None if raw.discard => Method::None,
-        None | Some(b"s" | b"stream") => Method::Stream,
-        Some(_) => {
-            return Err(Error::local(format!(
-                "invalid wal-method option \"{}\", must be \"fetch\", \"stream\", or \"none\"",
-                shown(raw.wal_method.as_deref())
-            )));
-        }
-    };
-    let sync_method = match raw.sync_method.as_deref().map(OsStr::as_bytes) {
-        None | Some(b"fsync") => Sync::Fsync,
-        Some(b"syncfs") => Sync::Syncfs,
-        Some(_) => {
-            return Err(Error::local(format!(
-                "unrecognized sync method: {}",
-                raw.sync_method.as_deref().unwrap_or_default().to_string_lossy()
-            )));
-        }
-    };
-    let verify = match raw.verify.as_deref().map(OsStr::as_bytes) {
-        None => None,
-        Some(b"client") => Some(Side::Client),
-        Some(b"server") => Some(Side::Server),
-        Some(_) => {
-            return Err(Error::local(format!(
-                "invalid verify argument \"{}\", must be \"client\" or \"server\"",
-                shown(raw.verify.as_deref())
-            )));
-        }
-    };
+    let method = wal_method(&raw)?;
+    let sync_method = sync_method(&raw)?;
+    let verify = verify(&raw)?;
+    let progress = progress(&raw)?;
     let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
 
     if let Some(first) = raw.rest.first() {
@@ -101,82 +52,50 @@ pub fn check(raw: Arguments) -> Result<Options> {
         )));
     }
     if raw.discard {
-        for (option, given) in [
-            ("--pgdata", raw.pgdata.is_some()),
-            ("--wal-method", !matches!(method, Method::None)),
-            ("--waldir", raw.waldir.is_some()),
-            ("--tablespace-mapping", !raw.tablespace_mapping.is_empty()),
-            ("--write-recovery-conf", raw.write_recovery_conf),
-        ] {
-            if given {
-                return Err(incompatible("--discard", option));
-            }
-        }
+        check_discard(&raw, method)?;
     }
-    let target = match raw.pgdata {
-        Some(target) => target,
-        None if raw.discard => OsString::new(),
-        None => return Err(Error::usage("must specify output directory")),
+    // As in pg_basebackup, this one stands for the option left out.
+    let target = raw.target.as_deref().filter(|target| *target != "client");
+    let is_elsewhere = target.is_some() || raw.discard;
+    if target.is_some() && format.is_some() {
+        return Err(Error::usage("cannot specify both format and backup target"));
+    }
+    let format = format.unwrap_or(Format::Plain);
+    let directory = match &raw.pgdata {
+        Some(_) if is_elsewhere => {
+            return Err(Error::usage("cannot specify both output directory and backup target"));
+        }
+        Some(directory) => directory.clone(),
+        None if is_elsewhere => OsString::new(),
+        None => return Err(Error::usage("must specify output directory or backup target")),
     };
-    if raw.slot.is_some() && !matches!(method, Method::Stream) {
-        return Err(Error::usage("replication slots can only be used with WAL streaming"));
+    let compress = compress(&raw, format, target.is_some())?;
+    if target.is_some() && method == Method::Stream {
+        return Err(Error::usage("WAL cannot be streamed when a backup target is specified"));
     }
-    if raw.no_slot && raw.slot.is_some() {
-        return Err(Error::usage("--no-slot cannot be used with slot name"));
+    if format == Format::Tar && method == Method::Stream && directory.as_bytes() == STDOUT {
+        return Err(Error::usage("cannot stream write-ahead logs in tar mode to stdout"));
     }
-    if raw.create_slot {
-        if raw.slot.is_none() {
-            return Err(Error::usage("--create-slot needs a slot to be specified using --slot"));
-        }
-        if raw.no_slot {
-            return Err(incompatible("--create-slot", "--no-slot"));
-        }
-    }
-    // Without "." alone: what ".." means here depends on links.
-    let target: PathBuf = PathBuf::from(target).components().collect();
-    let waldir = raw.waldir.map(|path| canonical(Path::new(&path)));
-    if waldir.as_ref().is_some_and(|path| !path.is_absolute()) {
-        return Err(Error::usage("WAL directory location must be an absolute path"));
-    }
-    // By the same name; another name for it is found out when the directories are claimed.
-    if let (Some(waldir), Ok(target)) = (&waldir, std::path::absolute(&target))
-        && *waldir == canonical(&target)
-    {
-        return Err(Error::usage("WAL directory and output directory must not be the same"));
-    }
-    if raw.progress && raw.no_estimate_size {
+    let slot = slot(&raw, method)?;
+    let waldir = waldir(&raw, format, target.is_some(), &directory)?;
+    if progress.is_some() && raw.no_estimate_size {
         return Err(incompatible("--progress", "--no-estimate-size"));
     }
-    if raw.no_manifest && raw.manifest_checksums.is_some() {
-        return Err(incompatible("--no-manifest", "--manifest-checksums"));
+    let manifest = manifest(&raw)?;
+    if let Some(target) = target {
+        check_target(&target.to_string_lossy(), raw.write_recovery_conf)?;
     }
-    if raw.no_manifest && raw.manifest_force_encode {
-        return Err(incompatible("--no-manifest", "--manifest-force-encode"));
-    }
-    let checksums = match raw.manifest_checksums {
-        None => ChecksumAlgorithm::Crc32c,
-        Some(name) => name.to_string_lossy().parse().map_err(|()| {
-            Error::local(format!("unrecognized checksum algorithm: \"{}\"", name.to_string_lossy()))
-        })?,
-    };
-    let slot = match raw.slot {
-        Some(name) => Slot::Named {
-            name: name.into_string().map_err(|name| {
-                Error::local(format!("invalid replication slot name \"{}\"", name.to_string_lossy()))
-            })?,
-            create: raw.create_slot,
-        },
-        None if raw.no_slot => Slot::None,
-        None => Slot::Temporary,
-    };
-    Ok(Options {
-        target,
+    let options = Options {
+        // Without "." alone: what ".." means here depends on links.
+        target: PathBuf::from(directory).components().collect(),
+        format,
+        compress,
         // Between 1 and MAX_JOBS.
         jobs: usize::try_from(jobs).unwrap_or(1),
         tablespaces,
         checkpoint,
         label: raw.label.map_or_else(|| format!("{PROGRAM} base backup").into_bytes(), OsStringExt::into_vec),
-        progress: raw.progress,
+        progress,
         verbose: raw.verbose > 0,
         max_rate,
         wal: match method {
@@ -190,13 +109,12 @@ pub fn check(raw: Arguments) -> Result<Options> {
         waldir,
         write_recovery_conf: raw.write_recovery_conf,
         no_clean: raw.no_clean,
-        sync: if raw.no_sync || raw.discard { Sync::None } else { sync_method },
-        // What --discard would write into it is made all the same.
-        manifest: (!raw.no_manifest)
-            .then_some(ManifestOptions { checksums, force_encode: raw.manifest_force_encode }),
+        sync: if raw.no_sync || is_elsewhere { Sync::None } else { sync_method },
+        // What a backup that goes nowhere would write into it is made all the same.
+        manifest,
         verify_checksums: !raw.no_verify_checksums,
         verify,
-        discard: raw.discard,
+        discard: is_elsewhere,
         past_libpq: !raw.through_libpq,
         connection: ConnectionOptions {
             conninfo: raw.dbname,
@@ -209,7 +127,227 @@ pub fn check(raw: Arguments) -> Result<Options> {
                 (false, false) => PasswordPrompt::Auto,
             },
         },
-    })
+    };
+    check_supported(&options)?;
+    Ok(options)
+}
+
+/// What is not there yet.
+fn check_supported(options: &Options) -> Result<()> {
+    if options.format == Format::Tar {
+        return Err(Error::local("tar format is not supported by this version")
+            .with_hint("Leave out -F, or use -F plain."));
+    }
+    if !options.compress.is_none() {
+        return Err(Error::local("compression is not supported by this version"));
+    }
+    if options.progress == Some(Progress::Json) {
+        return Err(Error::local("progress as JSON is not supported by this version"));
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    None,
+    Fetch,
+    Stream,
+}
+
+fn checkpoint(raw: &Arguments) -> Result<Checkpoint> {
+    match raw.checkpoint.as_deref().map(lower).as_deref() {
+        None | Some("spread") => Ok(Checkpoint::Spread),
+        Some("fast") => Ok(Checkpoint::Fast),
+        Some(_) => Err(Error::local(format!(
+            "invalid checkpoint argument \"{}\", must be \"fast\" or \"spread\"",
+            shown(raw.checkpoint.as_deref())
+        ))),
+    }
+}
+
+fn format(raw: &Arguments) -> Result<Option<Format>> {
+    match raw.format.as_deref().map(OsStr::as_bytes) {
+        None => Ok(None),
+        Some(b"p" | b"plain") => Ok(Some(Format::Plain)),
+        Some(b"t" | b"tar") => Ok(Some(Format::Tar)),
+        Some(_) => Err(Error::local(format!(
+            "invalid output format \"{}\", must be \"plain\" or \"tar\"",
+            shown(raw.format.as_deref())
+        ))),
+    }
+}
+
+fn wal_method(raw: &Arguments) -> Result<Method> {
+    match raw.wal_method.as_deref().map(OsStr::as_bytes) {
+        Some(b"n" | b"none") => Ok(Method::None),
+        Some(b"f" | b"fetch") => Ok(Method::Fetch),
+        None if raw.discard => Ok(Method::None),
+        None | Some(b"s" | b"stream") => Ok(Method::Stream),
+        Some(_) => Err(Error::local(format!(
+            "invalid wal-method option \"{}\", must be \"fetch\", \"stream\", or \"none\"",
+            shown(raw.wal_method.as_deref())
+        ))),
+    }
+}
+
+fn sync_method(raw: &Arguments) -> Result<Sync> {
+    match raw.sync_method.as_deref().map(OsStr::as_bytes) {
+        None | Some(b"fsync") => Ok(Sync::Fsync),
+        Some(b"syncfs") => Ok(Sync::Syncfs),
+        Some(_) => {
+            Err(Error::local(format!("unrecognized sync method: {}", shown(raw.sync_method.as_deref()))))
+        }
+    }
+}
+
+fn verify(raw: &Arguments) -> Result<Option<Side>> {
+    match raw.verify.as_deref().map(OsStr::as_bytes) {
+        None => Ok(None),
+        Some(b"client") => Ok(Some(Side::Client)),
+        Some(b"server") => Ok(Some(Side::Server)),
+        Some(_) => Err(Error::local(format!(
+            "invalid verify argument \"{}\", must be \"client\" or \"server\"",
+            shown(raw.verify.as_deref())
+        ))),
+    }
+}
+
+fn progress(raw: &Arguments) -> Result<Option<Progress>> {
+    match raw.progress.as_deref().map(OsStr::as_bytes) {
+        None => Ok(None),
+        Some(b"") => Ok(Some(Progress::Text)),
+        Some(b"json") => Ok(Some(Progress::Json)),
+        Some(_) => Err(Error::local(format!(
+            "invalid progress argument \"{}\", must be \"json\"",
+            shown(raw.progress.as_deref())
+        ))),
+    }
+}
+
+/// --discard takes nothing of what says where a backup goes.
+fn check_discard(raw: &Arguments, method: Method) -> Result<()> {
+    for (option, given) in [
+        ("--pgdata", raw.pgdata.is_some()),
+        ("--format", raw.format.is_some()),
+        ("--target", raw.target.is_some()),
+        ("--wal-method", method != Method::None),
+        ("--waldir", raw.waldir.is_some()),
+        ("--tablespace-mapping", !raw.tablespace_mapping.is_empty()),
+        ("--write-recovery-conf", raw.write_recovery_conf),
+    ] {
+        if given {
+            return Err(incompatible("--discard", option));
+        }
+    }
+    Ok(())
+}
+
+/// The words for a target that is none are those of a server (`basebackup_target.c`), which pg_basebackup
+/// would ask.
+fn check_target(target: &str, write_recovery_conf: bool) -> Result<()> {
+    let (name, detail) = match target.split_once(':') {
+        Some((name, detail)) => (name, Some(detail)),
+        None => (target, None),
+    };
+    match (name, detail) {
+        ("blackhole", None) if write_recovery_conf => {
+            Err(Error::local("recovery configuration cannot be written when a backup target is used"))
+        }
+        ("blackhole", None) => Ok(()),
+        ("blackhole" | "client", Some(_)) => {
+            Err(Error::local(format!("target \"{name}\" does not accept a target detail")))
+        }
+        ("server", None) => Err(Error::local("target \"server\" requires a target detail")),
+        ("server", Some(_)) => Err(Error::local("backup target \"server\" is not supported")
+            .with_detail(
+                "The files of a parallel backup come over several connections, and it is this program that \
+                 puts them together: nothing on the server could write them there.",
+            )
+            .with_hint("Run this program on the server's host, with -D, or use pg_basebackup.")),
+        _ => Err(Error::local(format!("unrecognized target: \"{name}\""))),
+    }
+}
+
+/// How to compress, checked against where the backup goes.
+fn compress(raw: &Arguments, format: Format, has_target: bool) -> Result<Compress> {
+    let mut compress = match raw.compress.as_deref() {
+        _ if raw.gzip => Compress::gzip(),
+        Some(text) => Compress::parse(&text.to_string_lossy()),
+        None => Compress::none(),
+    };
+    let by_default = if has_target { Side::Server } else { Side::Client };
+    let side = *compress.side.get_or_insert(by_default);
+    if has_target && side == Side::Client {
+        return Err(Error::usage(
+            "client-side compression is not possible when a backup target is specified",
+        ));
+    }
+    if format == Format::Plain && side == Side::Client && !compress.is_none() {
+        return Err(Error::usage("only tar mode backups can be compressed"));
+    }
+    Ok(compress)
+}
+
+fn slot(raw: &Arguments, method: Method) -> Result<Slot> {
+    if raw.slot.is_some() && method != Method::Stream {
+        return Err(Error::usage("replication slots can only be used with WAL streaming"));
+    }
+    if raw.no_slot && raw.slot.is_some() {
+        return Err(Error::usage("--no-slot cannot be used with slot name"));
+    }
+    if raw.create_slot {
+        if raw.slot.is_none() {
+            return Err(Error::usage("--create-slot needs a slot to be specified using --slot"));
+        }
+        if raw.no_slot {
+            return Err(incompatible("--create-slot", "--no-slot"));
+        }
+    }
+    match &raw.slot {
+        Some(name) => Ok(Slot::Named {
+            name: name.clone().into_string().map_err(|name| {
+                Error::local(format!("invalid replication slot name \"{}\"", name.to_string_lossy()))
+            })?,
+            create: raw.create_slot,
+        }),
+        None if raw.no_slot => Ok(Slot::None),
+        None => Ok(Slot::Temporary),
+    }
+}
+
+fn waldir(raw: &Arguments, format: Format, has_target: bool, directory: &OsStr) -> Result<Option<PathBuf>> {
+    let Some(waldir) = &raw.waldir else { return Ok(None) };
+    if has_target {
+        return Err(Error::usage("WAL directory location cannot be specified along with a backup target"));
+    }
+    if format != Format::Plain {
+        return Err(Error::usage("WAL directory location can only be specified in plain mode"));
+    }
+    let waldir = canonical(Path::new(waldir));
+    if !waldir.is_absolute() {
+        return Err(Error::usage("WAL directory location must be an absolute path"));
+    }
+    // By the same name; another name for it is found out when the directories are claimed.
+    if std::path::absolute(directory).is_ok_and(|directory| waldir == canonical(&directory)) {
+        return Err(Error::usage("WAL directory and output directory must not be the same"));
+    }
+    Ok(Some(waldir))
+}
+
+fn manifest(raw: &Arguments) -> Result<Option<ManifestOptions>> {
+    if raw.no_manifest && raw.manifest_checksums.is_some() {
+        return Err(incompatible("--no-manifest", "--manifest-checksums"));
+    }
+    if raw.no_manifest && raw.manifest_force_encode {
+        return Err(incompatible("--no-manifest", "--manifest-force-encode"));
+    }
+    let checksums = match &raw.manifest_checksums {
+        None => ChecksumAlgorithm::Crc32c,
+        Some(name) => name.to_string_lossy().parse().map_err(|()| {
+            Error::local(format!("unrecognized checksum algorithm: \"{}\"", name.to_string_lossy()))
+        })?,
+    };
+    Ok((!raw.no_manifest).then_some(ManifestOptions { checksums, force_encode: raw.manifest_force_encode }))
 }
 
 fn incompatible(one: &str, other: &str) -> Error {

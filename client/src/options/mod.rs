@@ -3,6 +3,7 @@
 
 mod arguments;
 mod check;
+pub mod compress;
 mod numbers;
 pub mod tablespace;
 
@@ -15,6 +16,7 @@ use protocol::{Checkpoint, ChecksumAlgorithm};
 
 use self::arguments::{Arguments, usage_error};
 use self::check::check;
+use self::compress::Compress;
 use self::tablespace::TablespaceMap;
 use crate::error::Result;
 use crate::report::PROGRAM;
@@ -24,6 +26,10 @@ use crate::report::PROGRAM;
 pub struct Options {
     /// Where the backup goes.
     pub target: PathBuf,
+    /// In which form.
+    pub format: Format,
+    /// How it is compressed, and where.
+    pub compress: Compress,
     /// Connections that carry files.
     pub jobs: usize,
     /// Where tablespaces go instead.
@@ -32,8 +38,8 @@ pub struct Options {
     pub checkpoint: Checkpoint,
     /// The backup label.
     pub label: Vec<u8>,
-    /// Show progress.
-    pub progress: bool,
+    /// Show progress, and to whom.
+    pub progress: Option<Progress>,
     /// Say more.
     pub verbose: bool,
     /// In kB/s.
@@ -54,12 +60,30 @@ pub struct Options {
     pub verify_checksums: bool,
     /// Who verifies those of relation files; by the kind of connection if it was not said.
     pub verify: Option<Side>,
-    /// Write nothing: to measure what it costs to get here.
+    /// Write nothing: the target is the black hole.
     pub discard: bool,
     /// Read transfers from the socket without libpq, where that can be.
     pub past_libpq: bool,
     /// How to connect.
     pub connection: ConnectionOptions,
+}
+
+/// The form of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A directory like the server's.
+    Plain,
+    /// An archive for each tablespace.
+    Tar,
+}
+
+/// Who looks at progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// People.
+    Text,
+    /// A program, which gets a line of JSON a second.
+    Json,
 }
 
 /// How WAL gets into the backup.
@@ -274,7 +298,8 @@ mod tests {
         );
         assert_eq!(options.connection.password, PasswordPrompt::Always);
         assert_eq!(options.connection.host.unwrap(), "b");
-        assert!(options.write_recovery_conf && options.no_clean && options.progress && options.verbose);
+        assert!(options.write_recovery_conf && options.no_clean && options.verbose);
+        assert_eq!(options.progress, Some(Progress::Text));
         assert!(!options.verify_checksums);
         assert_eq!(options.verify, Some(Side::Server));
     }
@@ -297,6 +322,37 @@ mod tests {
     }
 
     #[test]
+    fn a_target_that_needs_no_place() {
+        let options = options(&["-t", "blackhole", "-X", "fetch", "-Z", "none"]).unwrap();
+        assert!(options.discard && options.target.as_os_str().is_empty());
+        assert_eq!((options.wal, options.sync), (Wal::Fetch, Sync::None));
+    }
+
+    #[test]
+    fn the_black_hole_and_the_client_are_targets() {
+        let options = options(&["-D", "x", "-t", "client", "-z", "-Z", "none"]).unwrap();
+        assert!(!options.discard && options.compress.is_none());
+        assert_eq!(options.target.as_os_str(), "x");
+    }
+
+    #[test]
+    fn progress_with_and_without_a_form() {
+        for (arguments, progress) in [
+            (&["-P"][..], Some(Progress::Text)),
+            (&["-Pv"], Some(Progress::Text)),
+            (&["-vP"], Some(Progress::Text)),
+            (&["--progress"], Some(Progress::Text)),
+            (&["--prog=json", "-P"], Some(Progress::Text)),
+            (&["-v"], None),
+        ] {
+            let options = options(&[&["-D", "x"], arguments].concat()).unwrap();
+            assert_eq!(options.progress, progress, "{arguments:?}");
+            let has_v = arguments.iter().any(|argument| argument.contains('v'));
+            assert_eq!(options.verbose, has_v, "{arguments:?}");
+        }
+    }
+
+    #[test]
     fn the_last_of_a_repeated_option_counts_and_names_can_be_cut() {
         let options = options(&["-D", "x", "-D", "y", "--check=fast", "--wal-m=none"]).unwrap();
         assert_eq!(options.target.as_os_str(), "y");
@@ -307,7 +363,7 @@ mod tests {
     #[test]
     fn conflicts() {
         for (arguments, message) in [
-            (&["-v"][..], "must specify output directory"),
+            (&["-v"][..], "must specify output directory or backup target"),
             (&["-D", "x", "y"], "too many command-line arguments (first is \"y\")"),
             (&["-D", "x", "-X", "fetch", "-S", "s"], "replication slots can only be used with WAL streaming"),
             (&["-D", "x", "--no-slot", "-S", "s"], "--no-slot cannot be used with slot name"),
@@ -346,6 +402,41 @@ mod tests {
             ),
             (&["-D", "x", "-F", "z"], "invalid output format \"z\", must be \"plain\" or \"tar\""),
             (&["-D", "x", "-Ft"], "tar format is not supported by this version"),
+            (&["-D", "x", "-t", "client", "-Ft"], "tar format is not supported by this version"),
+            (&["-D", "x", "-Z", "server-zstd"], "compression is not supported by this version"),
+            (&["-t", "blackhole", "-Fp"], "cannot specify both format and backup target"),
+            (
+                &["-t", "blackhole", "-D", "x", "-X", "none"],
+                "cannot specify both output directory and backup target",
+            ),
+            (&["-t", "client"], "must specify output directory or backup target"),
+            (&["-t", "blackhole"], "WAL cannot be streamed when a backup target is specified"),
+            (
+                &["-t", "blackhole", "-X", "none", "--waldir=/w"],
+                "WAL directory location cannot be specified along with a backup target",
+            ),
+            (
+                &["-t", "blackhole", "-X", "none", "-Z", "client-lz4"],
+                "client-side compression is not possible when a backup target is specified",
+            ),
+            (
+                &["-t", "blackhole", "-X", "none", "-R"],
+                "recovery configuration cannot be written when a backup target is used",
+            ),
+            (&["-t", "blackhole:x", "-X", "none"], "target \"blackhole\" does not accept a target detail"),
+            (&["-t", "bogus", "-X", "none"], "unrecognized target: \"bogus\""),
+            (&["-t", "server", "-X", "none"], "target \"server\" requires a target detail"),
+            (&["-t", "server:/x", "-X", "none"], "backup target \"server\" is not supported"),
+            (&["-D", "x", "-z"], "only tar mode backups can be compressed"),
+            (&["-D", "x", "-Z", "lz4"], "only tar mode backups can be compressed"),
+            (&["-D", "x", "-z", "-Z", "1"], "only tar mode backups can be compressed"),
+            (&["-D", "-", "-Ft"], "cannot stream write-ahead logs in tar mode to stdout"),
+            (
+                &["-D", "x", "-Ft", "--waldir=/w"],
+                "WAL directory location can only be specified in plain mode",
+            ),
+            (&["-D", "x", "--progress=xml"], "invalid progress argument \"xml\", must be \"json\""),
+            (&["--discard", "-t", "blackhole"], "--discard and --target are incompatible options"),
             (&["-D", "x", "-j", "0"], "-j/--jobs must be in range 1..1024"),
             (&["-D", "x", "-j", "two"], "invalid value \"two\" for option -j/--jobs"),
             (&["-D", "x", "-s", "-1"], "-s/--status-interval must be in range 0..2147483"),
