@@ -33,7 +33,7 @@ impl Backup<'_> {
         let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
         let work = Work { queue: &queue, wal: Some(&needed), ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))?;
-        if work.discard {
+        if !work.output.keeps() {
             return Ok(());
         }
         // Marked as archived, or a copy that is promoted would archive them once more.
