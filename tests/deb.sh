@@ -139,6 +139,24 @@ install_packages() {
 	check 'dpkg finds no file changed' dpkg --verify "$SERVER" "$CLIENT"
 	like 'the client runs' "$(pg_parallel_basebackup --version 2>&1)" 'pg_parallel_basebackup'
 	like "the client uses the system's libpq" "$(ldd /usr/bin/pg_parallel_basebackup)" 'libpq.so.5 => /lib'
+	like 'it has a manual page' "$(dpkg -L "$CLIENT")" '/usr/share/man/man1/pg_parallel_basebackup.1.gz'
+	is 'bash completes its options' "$(completions --tablesp)" '--tablespace-mapping'
+	is 'and their words' "$(completions --wal-method f)" 'fetch'
+	like 'zsh is told them' "$(cat /usr/share/zsh/vendor-completions/_pg_parallel_basebackup)" '--tablespace-mapping='
+	like 'fish is told them' "$(cat /usr/share/fish/vendor_completions.d/pg_parallel_basebackup.fish)" \
+		'-l tablespace-mapping'
+}
+
+# completions WORD...: what bash offers for the last of these words.
+completions() {
+	# shellcheck disable=SC2016 # the other bash expands it
+	"$BASH" --norc -c '
+		. /usr/share/bash-completion/completions/pg_parallel_basebackup
+		COMP_WORDS=(pg_parallel_basebackup "$@") COMP_CWORD=$#
+		previous=pg_parallel_basebackup
+		if [ $# -gt 1 ]; then previous=${*: -2:1}; fi
+		_pg_parallel_basebackup pg_parallel_basebackup "${*: -1}" "$previous" && echo "${COMPREPLY[*]}"
+	' bash "$@" 2>&1
 }
 
 make_cluster() {

@@ -104,14 +104,16 @@ stage_server() {
 }
 
 stage_client() {
-	local root=$WORK/$CLIENT man
-	man=$root/usr/share/man/man1
-	install -d "$root/usr/bin" "$man"
-	install -m 755 "$built/pg_parallel_basebackup" "$root/usr/bin/"
-	strip --strip-unneeded --remove-section=.comment --remove-section=.note "$root/usr/bin/pg_parallel_basebackup"
-	help2man --no-info --section 1 --source "pg_parallel_backup $upstream" \
-		--include "$PACKAGING/pg_parallel_basebackup.h2m" --version-string "$upstream" \
-		"$root/usr/bin/pg_parallel_basebackup" | gzip -9n >"$man/pg_parallel_basebackup.1.gz"
+	local root=$WORK/$CLIENT share=$WORK/$CLIENT/usr/share program=pg_parallel_basebackup
+	install -d "$root/usr/bin" "$share"/{man/man1,bash-completion/completions,zsh/vendor-completions} \
+		"$share/fish/vendor_completions.d"
+	install -m 755 "$built/$program" "$root/usr/bin/"
+	strip --strip-unneeded --remove-section=.comment --remove-section=.note "$root/usr/bin/$program"
+	# All of it from the definition that --help is made from.
+	"$built/$program" --generate=man | gzip -9n >"$share/man/man1/$program.1.gz"
+	"$built/$program" --generate=bash >"$share/bash-completion/completions/$program"
+	"$built/$program" --generate=zsh >"$share/zsh/vendor-completions/_$program"
+	"$built/$program" --generate=fish >"$share/fish/vendor_completions.d/$program.fish"
 	documents "$CLIENT" pg_parallel_backup_client
 }
 

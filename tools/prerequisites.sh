@@ -88,7 +88,6 @@ needs_deb() {
 		libclang-dev|libclang and its header files|has_libclang
 		libpq-dev|libpq's header files|pkg-config --exists libpq
 		dpkg-dev|Debian's dpkg-dev|has_program dpkg-shlibdeps && has_program dpkg-gencontrol
-		help2man|help2man|has_program help2man
 	TABLE
 	if [ -z "${PPB_PG_CONFIG:-}" ]; then
 		echo "postgresql-server-dev-$PG|the header files of PostgreSQL $PG|test -x /usr/lib/postgresql/$PG/bin/pg_config"

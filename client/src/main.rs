@@ -39,6 +39,9 @@ use output::cleanup::Cleanup;
 
 fn main() -> ExitCode {
     os::use_language();
+    if let Some(called) = std::env::args_os().next() {
+        report::set_program(&called);
+    }
     signals::report_panics();
     let code = match std::panic::catch_unwind(run) {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -3,15 +3,27 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueHint};
 
 use crate::error::Error;
 use crate::report::PROGRAM;
+
+/// Widest line of --help: what a terminal has, but no more than PostgreSQL's own programs print, whose tests
+/// (`program_help_ok`) allow 95.
+const WIDTH: usize = 90;
+
+/// What --help consists of, in pg_basebackup's order.
+const HELP: &str = "{about-with-newline}\n{usage-heading}\n  {usage}\n\n{all-args}";
+
+/// What goes into every usage line behind the program's name.
+pub const USAGE: &str = "[OPTION]...";
 
 /// The options as typed. Values are `OsString`s where they are bytes to PostgreSQL.
 #[derive(Debug, Parser)]
 #[command(
     name = PROGRAM,
+    help_template = HELP,
+    max_term_width = WIDTH,
     about = "Takes a base backup of a running PostgreSQL server over several connections at once.",
     disable_help_flag = true,
     disable_version_flag = true,
@@ -20,7 +32,7 @@ use crate::report::PROGRAM;
 )]
 pub struct Arguments {
     /// Directory that receives the backup
-    #[arg(short = 'D', long = "pgdata", value_name = "DIRECTORY", help_heading = OUTPUT)]
+    #[arg(short = 'D', long = "pgdata", value_name = "DIRECTORY", help_heading = OUTPUT, value_hint = ValueHint::DirPath)]
     pub pgdata: Option<OsString>,
     /// Output format: plain (the default) or tar
     #[arg(short = 'F', long, value_name = "p|t", help_heading = OUTPUT)]
@@ -41,7 +53,7 @@ pub struct Arguments {
     #[arg(short = 'T', long, value_name = "OLDDIR=NEWDIR", help_heading = OUTPUT, action = ArgAction::Append)]
     pub tablespace_mapping: Vec<OsString>,
     /// Directory for the write-ahead log, linked from pg_wal
-    #[arg(long, value_name = "WALDIR", help_heading = OUTPUT)]
+    #[arg(long, value_name = "WALDIR", help_heading = OUTPUT, value_hint = ValueHint::DirPath)]
     pub waldir: Option<OsString>,
     /// How the needed WAL gets into the backup (default: stream)
     #[arg(short = 'X', long, value_name = "none|fetch|stream", help_heading = OUTPUT)]
@@ -112,6 +124,9 @@ pub struct Arguments {
     /// How files get to disk
     #[arg(long, value_name = "fsync|syncfs", help_heading = GENERAL)]
     pub sync_method: Option<OsString>,
+    /// Print a manual page, or completions for a shell, and exit
+    #[arg(long, value_name = "man|bash|zsh|fish", help_heading = GENERAL, hide = true)]
+    pub generate: Option<OsString>,
     /// Show this help and exit
     #[arg(short = '?', long, help_heading = GENERAL)]
     pub help: bool,
@@ -120,7 +135,7 @@ pub struct Arguments {
     #[arg(short = 'd', long, value_name = "CONNSTR", help_heading = CONNECTION)]
     pub dbname: Option<OsString>,
     /// Server's host or socket directory
-    #[arg(short = 'h', long, value_name = "HOSTNAME", help_heading = CONNECTION)]
+    #[arg(short = 'h', long, value_name = "HOSTNAME", help_heading = CONNECTION, value_hint = ValueHint::Hostname)]
     pub host: Option<OsString>,
     /// Server's port
     #[arg(short = 'p', long, value_name = "PORT", help_heading = CONNECTION)]
@@ -129,7 +144,7 @@ pub struct Arguments {
     #[arg(short = 's', long, value_name = "INTERVAL", help_heading = CONNECTION, allow_hyphen_values = true)]
     pub status_interval: Option<OsString>,
     /// Role to connect as
-    #[arg(short = 'U', long, value_name = "NAME", help_heading = CONNECTION)]
+    #[arg(short = 'U', long, value_name = "NAME", help_heading = CONNECTION, value_hint = ValueHint::Username)]
     pub username: Option<OsString>,
     /// Never ask for a password
     #[arg(short = 'w', long, help_heading = CONNECTION, overrides_with = "password")]

@@ -4,6 +4,7 @@
 mod arguments;
 mod check;
 pub mod compress;
+mod generate;
 mod numbers;
 pub mod tablespace;
 
@@ -14,12 +15,12 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser};
 use protocol::{Checkpoint, ChecksumAlgorithm};
 
-use self::arguments::{Arguments, usage_error};
+use self::arguments::{Arguments, USAGE, usage_error};
 use self::check::check;
 use self::compress::Compress;
 use self::tablespace::TablespaceMap;
 use crate::error::Result;
-use crate::report::PROGRAM;
+use crate::report::{self, PROGRAM};
 
 /// What the user wants.
 #[derive(Debug, Clone)]
@@ -190,7 +191,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         Err(error) => return Err(usage_error(&error)),
     };
     if raw.help {
-        return Ok(Invocation::Print(Arguments::command().render_help().to_string()));
+        return Ok(Invocation::Print(help()));
     }
     if raw.version {
         return Ok(Invocation::Print(format!(
@@ -198,7 +199,16 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
             env!("CARGO_PKG_VERSION")
         )));
     }
+    if let Some(what) = &raw.generate {
+        return generate::generate(&what.to_string_lossy()).map(Invocation::Print);
+    }
     check(raw).map(|options| Invocation::Backup(Box::new(options)))
+}
+
+/// --help, under the name by which the program was called.
+fn help() -> String {
+    let mut command = Arguments::command().override_usage(format!("{} {USAGE}", report::program()));
+    command.render_help().to_string()
 }
 
 #[cfg(test)]

@@ -3,16 +3,34 @@
 
 pub mod progress;
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use indicatif::ProgressBar;
 
 use crate::error::{Error, Kind};
 
-/// The program's name, as every message begins.
+/// The program's own name.
 pub const PROGRAM: &str = "pg_parallel_basebackup";
+
+static CALLED: OnceLock<String> = OnceLock::new();
+
+/// From now on messages begin with the name by which the program was called, as PostgreSQL's own programs do
+/// it: a link `pg_basebackup` that leads here speaks as pg_basebackup.
+pub fn set_program(called: &OsStr) {
+    if let Some(name) = Path::new(called).file_name() {
+        // Once is enough.
+        let _ = CALLED.set(name.to_string_lossy().into_owned());
+    }
+}
+
+/// The name that messages begin with.
+pub fn program() -> &'static str {
+    CALLED.get().map_or(PROGRAM, String::as_str)
+}
 
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
@@ -23,24 +41,25 @@ pub fn set_bar(bar: Option<ProgressBar>) {
 
 /// An error with its detail and hint.
 pub fn error(error: &Error) {
-    let mut lines = vec![format!("{PROGRAM}: error: {}", error.message())];
+    let program = program();
+    let mut lines = vec![format!("{program}: error: {}", error.message())];
     if let Some(detail) = error.detail() {
-        lines.push(format!("{PROGRAM}: detail: {detail}"));
+        lines.push(format!("{program}: detail: {detail}"));
     }
     if let Some(hint) = error.hint() {
-        lines.push(format!("{PROGRAM}: hint: {hint}"));
+        lines.push(format!("{program}: hint: {hint}"));
     }
     if error.kind() == Kind::Usage {
-        lines.push(format!("{PROGRAM}: hint: Try \"{PROGRAM} --help\" for more information."));
+        lines.push(format!("{program}: hint: Try \"{program} --help\" for more information."));
     }
     print(&lines.join("\n"));
 }
 
 /// A panic: nobody has foreseen it.
 pub fn bug(what: &str) {
-    let version = env!("CARGO_PKG_VERSION");
+    let (program, version) = (program(), env!("CARGO_PKG_VERSION"));
     let text = format!(
-        "{PROGRAM}: error: internal error: {what}\n{PROGRAM}: hint: This is a bug in {PROGRAM} {version}. Please \
+        "{program}: error: internal error: {what}\n{program}: hint: This is a bug in {PROGRAM} {version}. Please \
          report it to the developers of pg_parallel_backup, with these lines and what was being done."
     );
     match BAR.try_lock() {
@@ -52,12 +71,12 @@ pub fn bug(what: &str) {
 
 /// A warning.
 pub fn warning(message: impl Display) {
-    print(&format!("{PROGRAM}: warning: {message}"));
+    print(&format!("{}: warning: {message}", program()));
 }
 
 /// Information, for --verbose and for what was removed.
 pub fn info(message: impl Display) {
-    print(&format!("{PROGRAM}: {message}"));
+    print(&format!("{}: {message}", program()));
 }
 
 /// A line that has its form already: the server's notices, progress.

@@ -57,6 +57,7 @@ impl Connector {
     /// Reads the connection string.
     pub fn new(options: ConnectionOptions, abort: Arc<Abort>) -> Result<Self> {
         let given = match &options.conninfo {
+            Some(name) if !is_connection_string(name) => vec![(c"dbname".to_owned(), c_string(name)?)],
             Some(conninfo) => pq::parse_conninfo(&c_string(conninfo)?).map_err(Error::local)?,
             None => Vec::new(),
         };
@@ -255,6 +256,13 @@ fn lookup(options: &[Keyword], name: &str) -> Option<CString> {
     options.iter().find(|(key, _)| key.to_bytes() == name.as_bytes()).map(|(_, value)| value.clone())
 }
 
+/// Whether what -d says is more than a database's name, by libpq's rule (`recognized_connection_string`).
+fn is_connection_string(text: &OsStr) -> bool {
+    let text = text.as_bytes();
+    let is_uri = text.starts_with(b"postgresql://") || text.starts_with(b"postgres://");
+    is_uri || text.contains(&b'=') || text.is_empty()
+}
+
 fn c_string(value: &OsStr) -> Result<CString> {
     CString::new(value.as_bytes()).map_err(|_| Error::local("connection option contains a NUL byte"))
 }
@@ -365,8 +373,23 @@ mod tests {
 
     #[test]
     fn a_bad_connection_string_is_libpqs_error() {
-        let options = ConnectionOptions { conninfo: Some("postgres".into()), ..ConnectionOptions::default() };
+        let conninfo = Some("postgres host=a".into());
+        let options = ConnectionOptions { conninfo, ..ConnectionOptions::default() };
         let error = Connector::new(options, Arc::new(Abort::new().unwrap())).unwrap_err();
         assert!(error.message().contains("missing \"=\" after \"postgres\""), "{error}");
+    }
+
+    #[test]
+    fn a_bare_name_is_a_database() {
+        for name in ["postgres", "my db", "it's", "a:b", "postgresql:/x"] {
+            let connector = connector(name, None);
+            for route in [Route::Procedures, Route::Replication] {
+                assert_eq!(effective_by(&connector, route, "dbname").unwrap(), name);
+            }
+            assert_eq!(connector.user_database().unwrap().to_str().unwrap(), name);
+        }
+        let uri = connector("postgres://h/d", None);
+        assert_eq!(effective_by(&uri, Route::Procedures, "dbname").unwrap(), "d");
+        assert_eq!(effective_by(&uri, Route::Procedures, "host").unwrap(), "h");
     }
 }
