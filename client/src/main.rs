@@ -75,8 +75,8 @@ fn run() -> Result<()> {
             let cleanup = Arc::new(Cleanup::new(options.no_clean));
             signals::watch(&abort, &cleanup)?;
             // Nobody else may look into a file before it has the mode that the server says.
-            rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-            backup::run(&options, &abort, &cleanup)
+            let mask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+            backup::run(&options, &abort, &cleanup, 0o666 & !mask.as_raw_mode())
         }
     }
 }

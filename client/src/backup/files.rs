@@ -9,13 +9,14 @@ use super::Backup;
 use super::own_files::CONTROL_FILE;
 use super::start::Start;
 use super::stop::Stop;
-use crate::abort::PanicGuard;
+use crate::abort::{Abort, PanicGuard};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::reconnect;
 use crate::fetch::transfer::Work;
 use crate::options::Wal;
 use crate::output::{Attributes, MANIFEST, MANIFEST_UNDER_WAY, claim};
 use crate::report;
+use crate::report::progress::Phase;
 use crate::server::connection::{Session, bytes, check_columns, number};
 use crate::server::pq::{QueryResult, Status};
 use crate::server::reply::Reply;
@@ -35,6 +36,7 @@ impl Backup<'_> {
     ) -> Result<Stop> {
         self.fetch(work, coordinator, workers, |coordinator| self.list(coordinator, work))?;
 
+        self.counters.enter(Phase::Stop);
         let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let stop = self.stop(coordinator, start.id, &lost)?;
         if self.options.wal != Wal::None {
@@ -47,6 +49,11 @@ impl Backup<'_> {
             stop.totals.1,
             stop.totals.0
         ));
+        self.learn(|facts| {
+            facts.stop = Some((stop.position, stop.timeline));
+            facts.wal_ranges.clone_from(&stop.wal_ranges);
+            facts.checksum_failures = stop.checksum_failures;
+        });
         if self.options.wal == Wal::Fetch {
             self.fetch_wal(work, coordinator, workers, start, &stop)?;
         }
@@ -57,34 +64,7 @@ impl Backup<'_> {
     pub(super) fn list(&self, coordinator: &mut Session, work: &Work<'_>) -> Result<()> {
         let command =
             Command::SendFileList(SendFileList { backup_id: Some(work.backup), ..SendFileList::default() });
-        let doing = |error: Error| error.context("could not get file list");
-        coordinator.send_command(&command).map_err(doing)?;
-        coordinator.row_by_row().map_err(doing)?;
-        let mut reply = Reply::new(coordinator);
-        let mut checked = false;
-        let mut ended = false;
-        while let Some(answer) = coordinator.result().map_err(doing)? {
-            match answer.status() {
-                Status::PGRES_COMMAND_OK => continue,
-                Status::PGRES_TUPLES_OK => ended = true,
-                Status::PGRES_SINGLE_TUPLE => {}
-                other => return Err(Error::local(format!("unexpected result of SEND_FILE_LIST: {other:?}"))),
-            }
-            if !checked {
-                check_columns(&answer, reply::FILE_LIST)?;
-                checked = true;
-            }
-            reply.check(&answer).map_err(doing)?;
-            for row in 0..answer.rows() {
-                add_listed(&answer, row, work)?;
-            }
-            self.abort.check()?;
-        }
-        // A list that was cut short would be a backup with something missing.
-        if !ended {
-            return Err(Error::local("server sent an incomplete file list"));
-        }
-        Ok(())
+        each_listed(coordinator, &command, self.abort, |answer, row| add_listed(answer, row, work))
     }
 
     /// Fills a queue by `list`, and empties it over all connections, the workers' from the beginning;
@@ -151,6 +131,7 @@ impl Backup<'_> {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .extend(u32::try_from(session.backend_pid()));
+            self.counters.connection_lost();
             report::warning(format_args!(
                 "lost a connection, the others fetch what it had not finished: {error}"
             ));
@@ -161,10 +142,48 @@ impl Backup<'_> {
                 return None;
             }
             session = self.reconnect.as_ref()?.replace(work.queue)?;
+            self.counters.connection_replaced();
             self.say("replaced the connection that was lost");
         }
         None
     }
+}
+
+/// Asks for a list, and takes its rows one by one as they come.
+pub(super) fn each_listed(
+    coordinator: &mut Session,
+    command: &Command,
+    abort: &Abort,
+    mut take: impl FnMut(&QueryResult, usize) -> Result<()>,
+) -> Result<()> {
+    let doing = |error: Error| error.context("could not get file list");
+    coordinator.send_command(command).map_err(doing)?;
+    coordinator.row_by_row().map_err(doing)?;
+    let mut reply = Reply::new(coordinator);
+    let mut checked = false;
+    let mut ended = false;
+    while let Some(answer) = coordinator.result().map_err(doing)? {
+        match answer.status() {
+            Status::PGRES_COMMAND_OK => continue,
+            Status::PGRES_TUPLES_OK => ended = true,
+            Status::PGRES_SINGLE_TUPLE => {}
+            other => return Err(Error::local(format!("unexpected result of SEND_FILE_LIST: {other:?}"))),
+        }
+        if !checked {
+            check_columns(&answer, reply::FILE_LIST)?;
+            checked = true;
+        }
+        reply.check(&answer).map_err(doing)?;
+        for row in 0..answer.rows() {
+            take(&answer, row)?;
+        }
+        abort.check()?;
+    }
+    // A list that was cut short would be a backup with something missing.
+    if !ended {
+        return Err(Error::local("server sent an incomplete file list"));
+    }
+    Ok(())
 }
 
 fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
@@ -198,10 +217,10 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
+    use std::sync::Mutex;
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::abort::Abort;
     use crate::fetch::queue::Queue;
     use crate::fetch::split::Splits;
     use crate::options::{self, Invocation};
@@ -258,7 +277,8 @@ mod tests {
             }
             end
         };
-        let backup = Backup::new(&options, &abort, &cleanup);
+        let facts = Mutex::default();
+        let backup = Backup::new(&options, &abort, &cleanup, &counters, &facts);
         let outcome = backup.fetch(&work, &mut coordinator, &mut vec![worker], list);
         assert_eq!(servers.map(|server| server.commands().len()), [0, 1]);
         (outcome.map_err(|error| abort.cause().unwrap_or(error)), work.queue.is_complete())

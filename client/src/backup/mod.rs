@@ -1,6 +1,8 @@
 //! A backup from beginning to end: the order of things, and what happens when one fails.
 
 mod connections;
+mod dry_run;
+mod estimate;
 mod files;
 mod own_files;
 mod recovery;
@@ -10,12 +12,13 @@ mod wal_files;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pages::names::NameRules;
 use protocol::{ChecksumAlgorithm, Lsn};
 
 use self::connections::Connections;
+use self::estimate::estimate;
 use self::own_files::write_recovery_conf;
 use crate::abort::{Abort, PanicGuard, panicked};
 use crate::error::{Error, Kind, Result};
@@ -26,9 +29,10 @@ use crate::fetch::transfer::{PIPELINED_MINIMUM, Work, may_split};
 use crate::limits;
 use crate::options::{Options, Slot, Sync, Wal};
 use crate::output::cleanup::Cleanup;
-use crate::output::{self, Layout, Output};
+use crate::output::{self, Layout, Output, space};
 use crate::report;
-use crate::report::progress::{self, Counters, Stopper};
+use crate::report::progress::{self, Counters, Outcome, Phase, Style};
+use crate::report::summary::{Destination, Facts};
 use crate::server::connection::{Session, number};
 use crate::server::pq::QueryResult;
 use crate::wal::stream::{self, End, Plan, quoted_identifier};
@@ -37,19 +41,88 @@ use crate::wal::stream::{self, End, Plan, quoted_identifier};
 const WAL_SUMMARIES_SINCE: i32 = 170_000;
 
 /// Takes the backup. All errors but the one returned have been reported.
-pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<()> {
-    // Before the server is bothered: nobody has to wait for a checkpoint to hear of a typing error.
-    let mut output = output::of(options, abort, cleanup);
-    output.check()?;
-    limits::allow_files(options.jobs + usize::from(matches!(options.wal, Wal::Stream { .. })))?;
-    let connections = Connections::open(options, abort)?;
-    abort.expect_cleanup();
-    abort.check()?;
-    or_undone(abort, cleanup, || Backup::new(options, abort, cleanup).run(connections, &mut *output))
+///
+/// `public` is the mode of a file that is not the backup's.
+pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup, public: u32) -> Result<()> {
+    let report = options.report.as_deref().map(|path| Destination::new(path, public)).transpose()?;
+    let (counters, facts) = (Counters::default(), Mutex::new(Facts::default()));
+    let outcome = attempt(options, abort, cleanup, &counters, &facts);
+    let Some(report) = report else { return outcome.map_err(|failure| failure.left_to_say()) };
+    let error = outcome.as_ref().err().map(|failure| &failure.error);
+    let facts = facts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let written = report.write(options, &counters, &facts, error);
+    match (outcome, written) {
+        (Ok(()), Err(error)) => Err(error.with_detail("The backup itself is complete.")),
+        (Err(failure), Err(error)) => {
+            report::error(&error);
+            Err(failure.left_to_say())
+        }
+        (outcome, Ok(())) => outcome.map_err(|failure| failure.left_to_say()),
+    }
+}
+
+/// Why there is no backup, and whether the user has heard of it.
+struct Failure {
+    error: Error,
+    is_reported: bool,
+}
+
+impl Failure {
+    fn left_to_say(self) -> Error {
+        if self.is_reported { Error::aborted() } else { self.error }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, is_reported: false }
+    }
+}
+
+fn attempt(
+    options: &Options,
+    abort: &Arc<Abort>,
+    cleanup: &Cleanup,
+    counters: &Counters,
+    facts: &Mutex<Facts>,
+) -> std::result::Result<(), Failure> {
+    let prepare = || -> Result<_> {
+        // Before the server is bothered: nobody has to wait for a checkpoint to hear of a typing error.
+        let output = output::of(options, abort, cleanup);
+        output.check()?;
+        limits::allow_files(options.jobs + usize::from(matches!(options.wal, Wal::Stream { .. })))?;
+        let connections = Connections::open(options, abort)?;
+        if !options.dry_run {
+            abort.expect_cleanup();
+        }
+        abort.check()?;
+        Ok((output, connections))
+    };
+    let (mut output, connections) =
+        prepare().inspect_err(|_| counters.end(Outcome::Failed)).map_err(Failure::from)?;
+    if options.dry_run {
+        return dry_run::dry_run(options, abort, connections, &*output).map_err(Failure::from);
+    }
+    let style =
+        Style { progress: options.progress, verbose: options.verbose, stdout_is_taken: options.is_stdout() };
+    progress::shown(style, counters, || {
+        let backup = Backup::new(options, abort, cleanup, counters, facts);
+        let outcome = or_undone(abort, cleanup, || backup.run(connections, &mut *output));
+        counters.end(match &outcome {
+            Ok(()) => Outcome::Complete,
+            Err(failure) if failure.error.kind() == Kind::ChecksumFailure => Outcome::Damaged,
+            Err(_) => Outcome::Failed,
+        });
+        outcome
+    })
 }
 
 /// Reports a failure, or a panic's, and cleans up after it.
-fn or_undone(abort: &Abort, cleanup: &Cleanup, run: impl FnOnce() -> Result<()>) -> Result<()> {
+fn or_undone(
+    abort: &Abort,
+    cleanup: &Cleanup,
+    run: impl FnOnce() -> Result<()>,
+) -> std::result::Result<(), Failure> {
     // Nothing of what a panic leaves half done is looked at again, but for the directories taken.
     let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(panicked()));
     let Err(error) = outcome else { return Ok(()) };
@@ -60,7 +133,7 @@ fn or_undone(abort: &Abort, cleanup: &Cleanup, run: impl FnOnce() -> Result<()>)
     // First the reason, then what is done about it.
     abort.report(&error);
     cleanup.undo(error.kind() == Kind::ChecksumFailure);
-    Err(Error::aborted())
+    Err(Failure { error, is_reported: true })
 }
 
 struct Backup<'a> {
@@ -71,11 +144,24 @@ struct Backup<'a> {
     reconnect: Option<Reconnect>,
     /// Backends whose connection was lost: the server may not have noticed yet.
     lost: Mutex<Vec<u32>>,
+    counters: &'a Counters,
+    /// For the report.
+    facts: &'a Mutex<Facts>,
 }
 
 impl<'a> Backup<'a> {
-    fn new(options: &'a Options, abort: &'a Abort, cleanup: &'a Cleanup) -> Self {
-        Self { options, abort, cleanup, reconnect: None, lost: Mutex::default() }
+    fn new(
+        options: &'a Options,
+        abort: &'a Abort,
+        cleanup: &'a Cleanup,
+        counters: &'a Counters,
+        facts: &'a Mutex<Facts>,
+    ) -> Self {
+        Self { options, abort, cleanup, reconnect: None, lost: Mutex::default(), counters, facts }
+    }
+
+    fn learn(&self, what: impl FnOnce(&mut Facts)) {
+        what(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn run(mut self, connections: Connections, output: &mut dyn Output) -> Result<()> {
@@ -92,6 +178,22 @@ impl<'a> Backup<'a> {
         self.reconnect = Some(reconnect);
         let options = self.options;
         let server_version = coordinator.server_version();
+
+        self.learn(|facts| {
+            facts.server_version = server_version;
+            facts.system_identifier = system.identifier;
+            facts.way = coordinator.route().name();
+            facts.is_local = coordinator.is_local();
+        });
+        let sizes = if options.estimate && output.keeps() {
+            let wal = if options.wal == Wal::None { 0 } else { segment_size };
+            let sizes = estimate(&mut coordinator, self.abort, wal)?;
+            space::check(&output.needs(&sizes, None))?;
+            self.counters.estimate(sizes.total());
+            Some(sizes)
+        } else {
+            None
+        };
 
         output.claim(modes)?;
         // Before the backup starts, so that no WAL it needs can be removed in between. Only on this
@@ -110,6 +212,10 @@ impl<'a> Backup<'a> {
         }
         // A checkpoint takes its time, and others have the same directories before them.
         self.cleanup.check()?;
+        // Now it is known where tablespaces go, too.
+        if let Some(sizes) = &sizes {
+            space::check(&output.needs(sizes, Some(&start.tablespaces)))?;
+        }
         output.prepare(&Layout {
             tablespaces: &start.tablespaces,
             wal_summaries: server_version >= WAL_SUMMARIES_SINCE,
@@ -134,13 +240,11 @@ impl<'a> Backup<'a> {
             _ => None,
         };
         let end = End::new().map_err(|error| no_pipe(&error))?;
-        let counters = Counters::default();
         let (queue, splits) = (Queue::new(options.jobs, may_split(algorithm)), Splits::default());
-        let shown = progress::Stop::default();
+        self.counters.enter(Phase::Files);
         let received = std::thread::scope(|scope| {
             // Or a panic here would wait for the others for ever.
             let _guard = PanicGuard(self.abort);
-            let shown_until = Stopper(&shown);
             let streamer = wal.take().zip(plan.as_ref()).map(|(mut session, plan)| {
                 self.say("starting background WAL receiver");
                 let (end, abort) = (&end, self.abort);
@@ -154,9 +258,6 @@ impl<'a> Backup<'a> {
                     }
                 })
             });
-            if options.progress.is_some() {
-                scope.spawn(|| progress::show(&counters, &shown));
-            }
             let work = Work {
                 queue: &queue,
                 splits: &splits,
@@ -171,7 +272,7 @@ impl<'a> Backup<'a> {
                 algorithm,
                 manifest: manifest.as_ref(),
                 wal: None,
-                counters: &counters,
+                counters: self.counters,
             };
             let received = self.receive(&mut coordinator, &mut workers, &start, &work);
             let received = received.and_then(|stop| {
@@ -189,7 +290,6 @@ impl<'a> Backup<'a> {
                 // The stream ends too, and this scope with it.
                 self.abort.fail(error.clone());
             }
-            drop(shown_until);
             received
         });
         let stop = received.map_err(|error| match self.abort.cause() {
@@ -217,6 +317,7 @@ impl<'a> Backup<'a> {
         self.cleanup.check()?;
         output.own_file("backup_label", &start.label_file)?;
         self.finish_files(output, manifest, algorithm, &start, &stop)?;
+        self.counters.enter(Phase::Sync);
         output.sync()?;
         if stop.checksum_failures > 0 {
             // Without its final name the manifest says that this is no good backup.
@@ -296,7 +397,9 @@ mod tests {
             fs::write(target.join("f"), "x").unwrap();
             panic!("on purpose")
         });
-        assert_eq!(outcome.unwrap_err().kind(), Kind::Aborted);
+        let failure = outcome.err().unwrap();
+        assert_eq!(failure.error.message(), panicked().message());
+        assert_eq!(failure.left_to_say().kind(), Kind::Aborted);
         assert!(!target.exists());
     }
 }

@@ -5,9 +5,10 @@ use protocol::{BackupId, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
 use super::{Backup, lsn};
 use crate::error::{Error, Result};
-use crate::options::Wal;
+use crate::options::{Progress, Wal};
 use crate::output::Tablespace;
 use crate::report;
+use crate::report::progress::Phase;
 use crate::server::connection::{Session, bytes, number};
 use crate::server::reply::Reply;
 use crate::wal::SegmentSize;
@@ -27,9 +28,10 @@ pub(super) struct Start {
 
 impl Backup<'_> {
     pub(super) fn start(&self, coordinator: &mut Session) -> Result<Start> {
+        self.counters.enter(Phase::Checkpoint);
         if self.options.verbose {
             self.say("initiating base backup, waiting for checkpoint to complete");
-        } else if self.options.progress.is_some() {
+        } else if self.options.progress == Some(Progress::Text) {
             report::print("waiting for checkpoint");
         }
         let command = Command::StartBackup(StartBackup {
@@ -79,6 +81,7 @@ impl Backup<'_> {
             label_file: bytes(&third, 0, 0)?.to_vec(),
         };
         coordinator.finish().map_err(doing)?;
+        self.learn(|facts| facts.start = Some((start.position, start.timeline)));
         Ok(start)
     }
 }

@@ -8,6 +8,7 @@ use protocol::FileBegin;
 
 use crate::error::{Error, Result};
 use crate::fetch::receive::{Received, Sink};
+use crate::report::meter::{Meter, Shares};
 use crate::server::chunk::{Chunk, Kept};
 
 /// How far the receiving may be ahead, in things to do: some buffers of the socket.
@@ -35,10 +36,20 @@ pub struct Front {
 
 /// Runs `receive` with a sink that hands everything on to `sink`, on another thread. When this is over
 /// all of it is done, or an error of `sink` is returned: it is why the rest went wrong.
-pub fn run<S: Sink + Send>(sink: &mut S, receive: impl FnOnce(&mut Front) -> Result<()>) -> Result<()> {
+/// `spent` hears what the other thread has had of the processor.
+pub fn run<S: Sink + Send>(
+    sink: &mut S,
+    spent: impl FnOnce(&Shares) + Send,
+    receive: impl FnOnce(&mut Front) -> Result<()>,
+) -> Result<()> {
     std::thread::scope(|scope| {
         let (jobs, todo) = sync_channel(AHEAD);
-        let worker = scope.spawn(move || work(sink, &todo));
+        let worker = scope.spawn(move || {
+            let meter = Meter::start();
+            let outcome = work(sink, &todo);
+            spent(&meter.stop_helper());
+            outcome
+        });
         let mut front = Front { jobs, gathered: Vec::new(), bytes: 0 };
         let received = receive(&mut front);
         drop(front);
@@ -149,25 +160,29 @@ mod tests {
     #[test]
     fn everything_in_order_and_done_in_the_end() {
         let mut log = Log::default();
-        let outcome = run(&mut log, |front| {
-            front.begin(0, &begin(4))?;
-            front.data(Chunk::from(&b"ab"[..]))?;
-            front.data(Chunk::from(&b"cd"[..]))?;
-            let received = Received {
-                size: 4,
-                offset: 0,
-                length: 4,
-                mtime: 0,
-                mode: 0o600,
-                checksum: Vec::new(),
-                mismatches: Vec::new(),
-            };
-            front.end(0, received)?;
-            front.vanished(1)?;
-            front.damaged(2, Error::local("torn"))?;
-            front.begin(3, &begin(1))?;
-            Err(Error::connection("gone"))
-        });
+        let outcome = run(
+            &mut log,
+            |_| (),
+            |front| {
+                front.begin(0, &begin(4))?;
+                front.data(Chunk::from(&b"ab"[..]))?;
+                front.data(Chunk::from(&b"cd"[..]))?;
+                let received = Received {
+                    size: 4,
+                    offset: 0,
+                    length: 4,
+                    mtime: 0,
+                    mode: 0o600,
+                    checksum: Vec::new(),
+                    mismatches: Vec::new(),
+                };
+                front.end(0, received)?;
+                front.vanished(1)?;
+                front.damaged(2, Error::local("torn"))?;
+                front.begin(3, &begin(1))?;
+                Err(Error::connection("gone"))
+            },
+        );
         assert_eq!(outcome.unwrap_err().message(), "gone");
         assert_eq!(
             log.said,
@@ -179,13 +194,17 @@ mod tests {
     fn an_error_of_the_writing_ends_the_receiving() {
         let mut log = Log { full: true, ..Log::default() };
         let mut handed_over = 0;
-        let outcome = run(&mut log, |front| {
-            front.begin(0, &begin(u64::MAX))?;
-            loop {
-                front.data(Chunk::from(&[0; GATHERED_BYTES][..]))?;
-                handed_over += 1;
-            }
-        });
+        let outcome = run(
+            &mut log,
+            |_| (),
+            |front| {
+                front.begin(0, &begin(u64::MAX))?;
+                loop {
+                    front.data(Chunk::from(&[0; GATHERED_BYTES][..]))?;
+                    handed_over += 1;
+                }
+            },
+        );
         assert_eq!(outcome.unwrap_err().message(), "disk full");
         assert!(handed_over <= AHEAD + 2, "{handed_over}");
     }

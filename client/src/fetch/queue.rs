@@ -659,7 +659,7 @@ mod tests {
         }
         queue.complete();
         assert_eq!(queue.len(), 1000);
-        assert_eq!(queue.bytes(), (1..=1000).sum());
+        assert_eq!(queue.bytes(), (1..=1000).sum::<u64>());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pages::checksum::{from_crc, to_crc};
 use pages::names::NameRules;
@@ -23,6 +23,7 @@ use crate::manifest::Manifest;
 use crate::options::Side;
 use crate::output::{Attributes, Output};
 use crate::report;
+use crate::report::meter::Meter;
 use crate::report::progress::Counters;
 use crate::server::chunk::Chunk;
 use crate::server::connection::Session;
@@ -89,13 +90,45 @@ impl Work<'_> {
     /// connection's part only: what it had not finished is back in the queue. Any other error ends
     /// the backup.
     pub fn run(&self, session: &mut Session) -> Result<()> {
+        let (meter, waited) = (Meter::start(), session.waited());
+        let mut idle = Duration::ZERO;
+        let outcome = self.work_off(session, &mut idle);
+        self.counters.spent(&meter.stop(session.waited().saturating_sub(waited), idle));
+        self.counters.activity(session.backend_pid(), None);
+        outcome
+    }
+
+    fn work_off(&self, session: &mut Session, idle: &mut Duration) -> Result<()> {
         let mut turn = Turn::default();
         loop {
-            match self.queue.claim(&mut turn, PATIENCE) {
+            let asked = Instant::now();
+            let claimed = self.queue.claim(&mut turn, PATIENCE);
+            *idle += asked.elapsed();
+            match claimed {
                 Claimed::Done => return Ok(()),
-                Claimed::Wait => session.check_alive()?,
-                Claimed::Batch(items) => self.fetch(session, &items)?,
+                Claimed::Wait => {
+                    self.counters.activity(session.backend_pid(), None);
+                    session.check_alive()?;
+                }
+                Claimed::Batch(items) => {
+                    self.counters.activity(session.backend_pid(), Some(self.describe(&items)));
+                    self.fetch(session, &items)?;
+                }
             }
+        }
+    }
+
+    /// What a batch is, for people.
+    fn describe(&self, items: &[Item]) -> String {
+        let Some(first) = items.first() else { return String::new() };
+        let path = self.queue.path(first.file);
+        let bytes: u64 = items.iter().map(|item| self.queue.size(*item)).sum();
+        let size =
+            if bytes < 1 << 20 { format!("{} kB", bytes >> 10) } else { format!("{} MB", bytes >> 20) };
+        match (first.part, items.len()) {
+            (Some(part), 1) => format!("{path} from {} MB on, {size}", part.offset >> 20),
+            (None, 1) => format!("{path}, {size}"),
+            (_, files) => format!("{path} and {} more, {size}", files - 1),
         }
     }
 
@@ -128,9 +161,11 @@ impl Work<'_> {
         let mut writer = Writer::new(self, items, &wanted);
         let bytes: u64 = items.iter().map(|item| self.queue.size(*item)).sum();
         let outcome = if self.pipelined.is_some_and(|least| bytes >= least * items.len() as u64) {
-            pipeline::run(&mut writer, |front| {
-                self.transfer(session, &wanted, checks, None, &mut receiver, front)
-            })
+            pipeline::run(
+                &mut writer,
+                |shares| self.counters.spent(shares),
+                |front| self.transfer(session, &wanted, checks, None, &mut receiver, front),
+            )
         } else {
             self.transfer(session, &wanted, checks, None, &mut receiver, &mut writer)
         };
@@ -164,7 +199,10 @@ impl Work<'_> {
         if !hopeless && let Some(item) = left.next() {
             verdict = match error.kind() {
                 // Reported as what it is, the end of the connection.
-                Kind::Connection => self.queue.failed(*item, error),
+                Kind::Connection => {
+                    self.counters.retry();
+                    self.queue.failed(*item, error)
+                }
                 _ => self.failed(*item, error),
             };
         }
@@ -180,6 +218,7 @@ impl Work<'_> {
         if error.is_server(SqlState::INSUFFICIENT_PRIVILEGE) {
             return Err(error.clone().context(format!("could not fetch file \"{path}\"")).fatal());
         }
+        self.counters.retry();
         self.queue.failed(item, error)?;
         report::warning(format_args!("could not fetch file \"{path}\", will try again: {error}"));
         Ok(())

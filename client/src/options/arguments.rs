@@ -127,6 +127,12 @@ pub struct Arguments {
     /// Print a manual page, or completions for a shell, and exit
     #[arg(long, value_name = "man|bash|zsh|fish", help_heading = GENERAL, hide = true)]
     pub generate: Option<OsString>,
+    /// Do all but the backup, and say what it would be
+    #[arg(long, help_heading = GENERAL)]
+    pub dry_run: bool,
+    /// Write what the backup was into FILE, as JSON; "-" is standard output
+    #[arg(long, value_name = "FILE", help_heading = GENERAL, value_hint = ValueHint::FilePath)]
+    pub report: Option<OsString>,
     /// Show this help and exit
     #[arg(short = '?', long, help_heading = GENERAL)]
     pub help: bool,

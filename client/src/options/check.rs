@@ -12,7 +12,8 @@ use super::compress::Compress;
 use super::numbers::{parse_int, parse_max_rate};
 use super::tablespace::{TablespaceMap, canonical};
 use super::{
-    ConnectionOptions, Format, ManifestOptions, Options, PasswordPrompt, Progress, Side, Slot, Sync, Wal,
+    ConnectionOptions, Format, ManifestOptions, Options, PasswordPrompt, Progress, STDOUT, Side, Slot, Sync,
+    Wal,
 };
 use crate::error::{Error, Result};
 use crate::report::PROGRAM;
@@ -22,9 +23,6 @@ const MAX_JOBS: i64 = 1024;
 
 /// How often the server hears of the WAL stream: pg_basebackup's default.
 const STATUS_INTERVAL: i64 = 10;
-
-/// The output directory that stands for standard output, of archives alone.
-const STDOUT: &[u8] = b"-";
 
 /// Options that do not contradict each other.
 pub fn check(raw: Arguments) -> Result<Options> {
@@ -73,7 +71,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
     if target.is_some() && method == Method::Stream {
         return Err(Error::usage("WAL cannot be streamed when a backup target is specified"));
     }
-    if format == Format::Tar && method == Method::Stream && directory.as_bytes() == STDOUT {
+    if format == Format::Tar && method == Method::Stream && directory == STDOUT {
         return Err(Error::usage("cannot stream write-ahead logs in tar mode to stdout"));
     }
     let slot = slot(&raw, method)?;
@@ -95,6 +93,9 @@ pub fn check(raw: Arguments) -> Result<Options> {
         tablespaces,
         checkpoint,
         label: raw.label.map_or_else(|| format!("{PROGRAM} base backup").into_bytes(), OsStringExt::into_vec),
+        estimate: !raw.no_estimate_size,
+        dry_run: raw.dry_run,
+        report: raw.report.map(PathBuf::from),
         progress,
         verbose: raw.verbose > 0,
         max_rate,
@@ -128,8 +129,34 @@ pub fn check(raw: Arguments) -> Result<Options> {
             },
         },
     };
+    check_report(&options)?;
     check_supported(&options)?;
     Ok(options)
+}
+
+/// Where a report cannot go.
+fn check_report(options: &Options) -> Result<()> {
+    let Some(report) = &options.report else { return Ok(()) };
+    if options.dry_run {
+        return Err(incompatible("--dry-run", "--report"));
+    }
+    if report.as_os_str() == STDOUT {
+        if options.is_stdout() {
+            return Err(Error::usage("cannot write both backup and report to stdout"));
+        }
+        if options.progress == Some(Progress::Json) {
+            return Err(Error::usage("cannot write both progress and report to stdout"));
+        }
+        return Ok(());
+    }
+    let report = std::path::absolute(report).map(|report| canonical(&report)).unwrap_or_default();
+    for directory in [Some(&options.target), options.waldir.as_ref()].into_iter().flatten() {
+        let is_below = |directory: PathBuf| report.starts_with(canonical(&directory));
+        if !directory.as_os_str().is_empty() && std::path::absolute(directory).is_ok_and(is_below) {
+            return Err(Error::usage("report file must not be in a directory of the backup"));
+        }
+    }
+    Ok(())
 }
 
 /// What is not there yet.
@@ -140,9 +167,6 @@ fn check_supported(options: &Options) -> Result<()> {
     }
     if !options.compress.is_none() {
         return Err(Error::local("compression is not supported by this version"));
-    }
-    if options.progress == Some(Progress::Json) {
-        return Err(Error::local("progress as JSON is not supported by this version"));
     }
     Ok(())
 }

@@ -39,6 +39,12 @@ pub struct Options {
     pub checkpoint: Checkpoint,
     /// The backup label.
     pub label: Vec<u8>,
+    /// Look how large the cluster is, and whether there is room for it, before the backup starts.
+    pub estimate: bool,
+    /// Say what would be done, and do not do it.
+    pub dry_run: bool,
+    /// Where a report of the backup goes.
+    pub report: Option<PathBuf>,
     /// Show progress, and to whom.
     pub progress: Option<Progress>,
     /// Say more.
@@ -68,6 +74,16 @@ pub struct Options {
     /// How to connect.
     pub connection: ConnectionOptions,
 }
+
+impl Options {
+    /// Whether the backup itself goes to standard output.
+    pub fn is_stdout(&self) -> bool {
+        self.format == Format::Tar && self.target.as_os_str() == STDOUT
+    }
+}
+
+/// The name that stands for standard output.
+pub const STDOUT: &str = "-";
 
 /// The form of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -352,6 +368,8 @@ mod tests {
             (&["-Pv"], Some(Progress::Text)),
             (&["-vP"], Some(Progress::Text)),
             (&["--progress"], Some(Progress::Text)),
+            (&["--progress=json"], Some(Progress::Json)),
+            (&["-P=json"], Some(Progress::Json)),
             (&["--prog=json", "-P"], Some(Progress::Text)),
             (&["-v"], None),
         ] {
@@ -446,6 +464,17 @@ mod tests {
                 "WAL directory location can only be specified in plain mode",
             ),
             (&["-D", "x", "--progress=xml"], "invalid progress argument \"xml\", must be \"json\""),
+            (&["-D", "x", "--dry-run", "--report=r"], "--dry-run and --report are incompatible options"),
+            (
+                &["-D", "x", "--progress=json", "--report=-"],
+                "cannot write both progress and report to stdout",
+            ),
+            (&["-D", "x", "--report=x/y/r"], "report file must not be in a directory of the backup"),
+            (&["-D", "x", "--report=a/../x"], "report file must not be in a directory of the backup"),
+            (
+                &["-D", "x", "--waldir=/w", "--report=/w/r"],
+                "report file must not be in a directory of the backup",
+            ),
             (&["--discard", "-t", "blackhole"], "--discard and --target are incompatible options"),
             (&["-D", "x", "-j", "0"], "-j/--jobs must be in range 1..1024"),
             (&["-D", "x", "-j", "two"], "invalid value \"two\" for option -j/--jobs"),

@@ -8,6 +8,7 @@ pub mod cleanup;
 pub mod directory;
 pub mod discard;
 pub mod positioned;
+pub mod space;
 pub mod sync;
 
 use std::io::{self, IoSlice, Write};
@@ -19,6 +20,7 @@ use protocol::BackupPath;
 use self::cleanup::Cleanup;
 use self::directory::Directory;
 use self::discard::Discard;
+use self::space::{Need, Sizes};
 use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::options::Options;
@@ -41,6 +43,12 @@ pub const MANIFEST_UNDER_WAY: &str = "backup_manifest.tmp";
 pub trait Output: Send + Sync {
     /// Fails where a backup could not go, as far as that can be told before the server is bothered.
     fn check(&self) -> Result<()>;
+
+    /// What a cluster of these sizes needs, where it is going to be written to file systems. Before the backup
+    /// has started nobody may know yet where tablespaces are.
+    fn needs(&self, _sizes: &Sizes, _tablespaces: Option<&[Tablespace]>) -> Vec<Need> {
+        Vec::new()
+    }
 
     /// Takes what it needs for itself alone: nobody else can have it from now on.
     fn claim(&mut self, modes: Modes) -> Result<()>;

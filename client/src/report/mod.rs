@@ -1,7 +1,12 @@
 //! Everything that is printed: to stderr, one message at a time, in the form of PostgreSQL's other
 //! programs, and never through the middle of a progress bar.
 
+mod bar;
+mod counters;
+mod json;
+pub mod meter;
 pub mod progress;
+pub mod summary;
 
 use std::ffi::OsStr;
 use std::fmt::Display;

@@ -1,84 +1,19 @@
-//! --progress: a bar on a terminal, plain lines elsewhere.
+//! --progress: for people a bar on a terminal and plain lines elsewhere, for programs lines of JSON.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
+pub use super::counters::{Counters, Outcome, Phase};
+use super::{bar, json};
+use crate::options::Progress;
 use crate::report;
 
 /// How often a plain line is printed.
 const LINES_EVERY: Duration = Duration::from_secs(5);
 
-/// How often the bar moves.
-const BAR_EVERY: Duration = Duration::from_millis(200);
-
-/// What was received so far, counted by all connections.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Bytes received.
-    done: AtomicU64,
-    /// Bytes to be received.
-    total: AtomicU64,
-    /// Files finished.
-    files_done: AtomicU64,
-    /// Files to be fetched.
-    files_total: AtomicU64,
-}
-
-impl Counters {
-    /// More is to come.
-    pub fn expect(&self, files: usize, bytes: u64) {
-        self.files_total.fetch_add(files as u64, Ordering::Relaxed);
-        self.total.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes came.
-    pub fn received(&self, bytes: usize) {
-        self.done.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes that came have to come again.
-    pub fn lost(&self, bytes: u64) {
-        // A file may be given up by two of those that were at it.
-        let less = |done: u64| Some(done.saturating_sub(bytes));
-        let _ = self.done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
-    /// A file is finished.
-    pub fn file(&self) {
-        self.files_done.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Bytes and files so far.
-    pub fn done(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.files_done.load(Ordering::Relaxed))
-    }
-
-    /// Bytes to be received; unknown while the list is still coming. Files may have grown since they
-    /// were listed: the total is never less than what came.
-    fn total(&self) -> Option<u64> {
-        let total = self.total.load(Ordering::Relaxed).max(self.done.load(Ordering::Relaxed));
-        (self.files_total.load(Ordering::Relaxed) > 0).then_some(total)
-    }
-
-    fn line(&self) -> String {
-        let done = self.done().0 / 1024;
-        let Some(total) = self.total().map(|total| total / 1024) else {
-            return format!("{done} kB, {}", self.files());
-        };
-        let percent = (done * 100).checked_div(total).unwrap_or(100);
-        let width = total.to_string().len();
-        format!("{done:width$}/{total} kB ({percent}%), {}", self.files())
-    }
-
-    fn files(&self) -> String {
-        let (done, total) = (self.done().1, self.files_total.load(Ordering::Relaxed));
-        if total > 0 { format!("{done}/{total} files") } else { format!("{done} files") }
-    }
-}
+/// How often it is looked whether it is time for one.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Says when to stop showing.
 #[derive(Debug, Default)]
@@ -95,7 +30,7 @@ impl Stop {
     }
 
     /// True if it is time to stop; false once the time is over.
-    fn wait(&self, time: Duration) -> bool {
+    pub(super) fn wait(&self, time: Duration) -> bool {
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         *self
             .changed
@@ -116,45 +51,74 @@ impl Drop for Stopper<'_> {
     }
 }
 
+/// How progress is shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    /// To whom; to nobody if that is none.
+    pub progress: Option<Progress>,
+    /// What each connection does is shown too.
+    pub verbose: bool,
+    /// Standard output has the backup itself.
+    pub stdout_is_taken: bool,
+}
+
+/// Runs `work`, and shows progress meanwhile on a thread of its own.
+pub fn shown<T>(style: Style, counters: &Counters, work: impl FnOnce() -> T) -> T {
+    let stop = Stop::default();
+    std::thread::scope(|scope| {
+        let _stopper = Stopper(&stop);
+        if style.progress.is_some() {
+            scope.spawn(|| show(style, counters, &stop));
+        }
+        work()
+    })
+}
+
 /// Shows progress until told to stop.
-pub fn show(counters: &Counters, stop: &Stop) {
-    if std::io::stderr().is_terminal() {
-        show_bar(counters, stop);
+fn show(style: Style, counters: &Counters, stop: &Stop) {
+    if style.progress == Some(Progress::Json) {
+        json::show(style.stdout_is_taken, counters, stop);
+    } else if std::io::stderr().is_terminal() {
+        bar::show(style.verbose, counters, stop);
     } else {
         let mut last = Instant::now();
-        while !stop.wait(BAR_EVERY) {
-            if last.elapsed() >= LINES_EVERY {
+        while !stop.wait(LOOK_EVERY) {
+            if last.elapsed() >= LINES_EVERY && counters.phase() >= Phase::Files {
                 last = Instant::now();
-                report::print(&counters.line());
+                report::print(&line(counters));
             }
         }
-        report::print(&counters.line());
+        // Of a backup that has not begun there is nothing to say.
+        if counters.phase() >= Phase::Files {
+            report::print(&line(counters));
+        }
     }
 }
 
-fn show_bar(counters: &Counters, stop: &Stop) {
-    let bar = ProgressBar::with_draw_target(counters.total(), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template(
-        "{wide_bar} {percent:>3}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left, {msg}",
-    ) {
-        bar.set_style(style);
+fn line(counters: &Counters) -> String {
+    let done = counters.done().0 / 1024;
+    let files = files(counters);
+    let Some(total) = counters.total().map(|total| total / 1024) else {
+        return format!("{done} kB, {files}");
+    };
+    let percent = percent(done, total);
+    let width = total.to_string().len();
+    format!("{done:width$}/{total} kB ({percent}%), {files}")
+}
+
+/// How much of all that is; all of nothing is everything.
+pub(super) fn percent(done: u64, total: u64) -> u64 {
+    u64::try_from(u128::from(done) * 100 / u128::from(total.max(1)))
+        .map_or(100, |percent| if total == 0 { 100 } else { percent.min(100) })
+}
+
+/// Files so far, and of how many.
+pub(super) fn files(counters: &Counters) -> String {
+    let done = counters.done().1;
+    match counters.files_total() {
+        Some(total) => format!("{done}/{total} files"),
+        None => format!("{done} files"),
     }
-    report::set_bar(Some(bar.clone()));
-    loop {
-        let stopped = stop.wait(BAR_EVERY);
-        if let Some(total) = counters.total() {
-            bar.set_length(total);
-        }
-        bar.set_position(counters.done().0);
-        bar.set_message(counters.files());
-        if stopped {
-            break;
-        }
-    }
-    report::set_bar(None);
-    bar.abandon();
-    // The bar stays, and what comes next begins below it.
-    report::print("");
 }
 
 #[cfg(test)]
@@ -163,13 +127,10 @@ mod tests {
 
     #[test]
     fn a_panic_ends_the_showing() {
-        let (counters, stop) = (Counters::default(), Stop::default());
+        let counters = Counters::default();
+        let style = Style { progress: Some(Progress::Text), verbose: false, stdout_is_taken: false };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            std::thread::scope(|scope| {
-                let _stopper = Stopper(&stop);
-                scope.spawn(|| show(&counters, &stop));
-                panic!("on purpose");
-            })
+            shown(style, &counters, || panic!("on purpose"))
         }));
         assert!(outcome.is_err());
     }
@@ -177,17 +138,26 @@ mod tests {
     #[test]
     fn lines() {
         let counters = Counters::default();
-        assert_eq!(counters.line(), "0 kB, 0 files");
+        let line = || line(&counters);
+        assert_eq!(line(), "0 kB, 0 files");
         counters.received(50 << 10);
         counters.file();
-        assert_eq!(counters.line(), "50 kB, 1 files");
+        assert_eq!(line(), "50 kB, 1 files");
         counters.expect(3, 200 << 10);
-        assert_eq!(counters.line(), " 50/200 kB (25%), 1/3 files");
+        assert_eq!(line(), " 50/200 kB (25%), 1/3 files");
         counters.lost(40 << 10);
-        assert_eq!(counters.line(), " 10/200 kB (5%), 1/3 files");
+        assert_eq!(line(), " 10/200 kB (5%), 1/3 files");
         counters.lost(11 << 10);
-        assert_eq!(counters.line(), "  0/200 kB (0%), 1/3 files");
+        assert_eq!(line(), "  0/200 kB (0%), 1/3 files");
         counters.received(410 << 10);
-        assert_eq!(counters.line(), "410/410 kB (100%), 1/3 files");
+        assert_eq!(line(), "410/410 kB (100%), 1/3 files");
+    }
+
+    #[test]
+    fn percentages() {
+        assert_eq!(percent(0, 0), 100);
+        assert_eq!(percent(1, 3), 33);
+        assert_eq!(percent(u64::MAX, u64::MAX), 100);
+        assert_eq!(percent(2, 1), 100);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, IoSlice, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::BackupPath;
@@ -18,9 +18,10 @@ use self::target::Target;
 use self::wal::{WalDirectory, pg_wal};
 use super::cleanup::{Cleanup, Purpose};
 use super::positioned::write_pieces;
+use super::space::{self, Need, Sizes};
 use super::{
-    Attributes, Layout, MANIFEST, MANIFEST_UNDER_WAY, Modes, Output, OutputFile, Piece, WalOutput, claim,
-    say, sync,
+    Attributes, Layout, MANIFEST, MANIFEST_UNDER_WAY, Modes, Output, OutputFile, Piece, Tablespace,
+    WalOutput, claim, say, sync,
 };
 use crate::abort::Abort;
 use crate::error::{Error, Result};
@@ -80,6 +81,22 @@ impl Output for Directory<'_> {
             claim::check_free(directory, std::iter::empty())?;
         }
         Ok(())
+    }
+
+    fn needs(&self, sizes: &Sizes, tablespaces: Option<&[Tablespace]>) -> Vec<Need> {
+        let options = self.options;
+        let need = |directory: &Path, bytes| Need { directory: directory.to_owned(), bytes };
+        let mut needs = vec![need(&options.target, sizes.data)];
+        needs.push(need(options.waldir.as_ref().unwrap_or(&options.target), sizes.wal));
+        for tablespace in tablespaces.unwrap_or_default() {
+            let bytes = sizes.tablespaces.get(&tablespace.oid).copied().unwrap_or_default();
+            needs.push(if tablespace.is_in_place() {
+                need(&options.target, bytes)
+            } else {
+                need(&options.tablespaces.locate(&tablespace.location), bytes)
+            });
+        }
+        space::merged(needs)
     }
 
     fn claim(&mut self, modes: Modes) -> Result<()> {

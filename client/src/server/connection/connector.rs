@@ -1,5 +1,6 @@
 //! How connections are made: all alike, and to the same server.
 
+use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -129,7 +130,15 @@ impl Connector {
     }
 
     fn session(&self, pg: Pg, route: Route, deadline: Option<Instant>) -> Session {
-        Session { pg, route, abort: Arc::clone(&self.abort), running: false, deadline, wire: None }
+        Session {
+            pg,
+            route,
+            abort: Arc::clone(&self.abort),
+            running: false,
+            deadline,
+            wire: None,
+            waited: Cell::default(),
+        }
     }
 
     /// From now on connections go to the very host, address and port that this one reached: with

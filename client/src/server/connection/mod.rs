@@ -3,7 +3,9 @@
 mod connector;
 mod copy;
 
+use std::cell::Cell;
 use std::ffi::CString;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +31,16 @@ pub enum Route {
     Procedures,
 }
 
+impl Route {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Replication => "replication commands",
+            Self::Procedures => "SQL procedures",
+        }
+    }
+}
+
 /// A connection.
 pub struct Session {
     pg: Pg,
@@ -40,6 +52,8 @@ pub struct Session {
     deadline: Option<Instant>,
     /// Set once bytes are read without libpq: whatever comes unasked is read by it from then on.
     wire: Option<Wire>,
+    /// How long it was waited for the server.
+    waited: Cell<Duration>,
 }
 
 /// What IDENTIFY_SYSTEM says.
@@ -89,6 +103,20 @@ impl Session {
     /// Whether what the server sends travels as it is: a local socket, or TCP without encryption.
     pub fn is_plain(&self) -> bool {
         !self.pg.is_encrypted()
+    }
+
+    /// Whether the server is on this host, as far as the address tells.
+    pub fn is_local(&self) -> bool {
+        let address = self.pg.host_address();
+        match address.to_str().ok().map(str::parse::<IpAddr>) {
+            Some(Ok(address)) => address.is_loopback(),
+            _ => self.pg.host().as_bytes().starts_with(b"/"),
+        }
+    }
+
+    /// How long it was waited, in all, until the server had sent something, or had taken it.
+    pub fn waited(&self) -> Duration {
+        self.waited.get()
     }
 
     /// Sends a command.
@@ -300,7 +328,10 @@ impl Session {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         });
-        match poll(&mut descriptors, timeout.as_ref()) {
+        let began = Instant::now();
+        let polled = poll(&mut descriptors, timeout.as_ref());
+        self.waited.set(self.waited.get() + began.elapsed());
+        match polled {
             // With no time to pass an interrupted wait is as good as one that ended.
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::local(format!("poll() failed: {error}"))),

@@ -1,0 +1,65 @@
+//! How large the cluster is, before the backup starts: whether there is room for it is better known before a
+//! checkpoint is paid for.
+
+use protocol::command::SendFileList;
+use protocol::{BackupPath, Command};
+
+use super::files::each_listed;
+use crate::abort::Abort;
+use crate::error::{Error, Result};
+use crate::output::space::Sizes;
+use crate::server::connection::{Session, bytes, number};
+
+/// Sizes as the server has them now. `wal` is what a backup has of it at least.
+pub(super) fn estimate(coordinator: &mut Session, abort: &Abort, wal: u64) -> Result<Sizes> {
+    let mut sizes = Sizes { wal, ..Sizes::default() };
+    let command = Command::SendFileList(SendFileList { estimate: true, ..SendFileList::default() });
+    let doing = |error: Error| error.context("could not estimate the size of the backup");
+    each_listed(coordinator, &command, abort, |answer, row| {
+        if bytes(answer, row, 1)? == b"f" {
+            sizes.files += 1;
+            add(&mut sizes, bytes(answer, row, 0)?, number(answer, row, 2)?);
+        }
+        Ok(())
+    })
+    .map_err(doing)?;
+    Ok(sizes)
+}
+
+fn add(sizes: &mut Sizes, name: &[u8], size: u64) {
+    let tablespace = BackupPath::parse(name).ok().and_then(|path| tablespace_of(path.as_bytes()));
+    let sum = match tablespace {
+        Some(oid) => sizes.tablespaces.entry(oid).or_default(),
+        None => &mut sizes.data,
+    };
+    *sum = sum.saturating_add(size);
+}
+
+fn tablespace_of(path: &[u8]) -> Option<u32> {
+    let rest = path.strip_prefix(b"pg_tblspc/")?;
+    let end = memchr::memchr(b'/', rest)?;
+    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_belong_to_tablespaces_by_their_paths() {
+        let mut sizes = Sizes::default();
+        for (name, size) in [
+            (&b"base/5/1"[..], 1),
+            (b"pg_tblspc/16385/PG_18_202506291/5/2", 10),
+            (b"pg_tblspc/16385/PG_18_202506291/5/3", 10),
+            (b"pg_tblspc/notes", 100),
+            (b"pg_tblspc/x/y", 1000),
+        ] {
+            add(&mut sizes, name, size);
+        }
+        assert_eq!((sizes.data, sizes.total()), (1101, 1121));
+        assert_eq!(sizes.tablespaces, [(16385, 20)].into());
+        add(&mut sizes, b"base/5/4", u64::MAX);
+        assert_eq!(sizes.total(), u64::MAX);
+    }
+}
