@@ -72,7 +72,7 @@ impl NameRules {
             Self::Since17 => relation.map_or(Pages::None, |file| Pages::From(file.first_block())),
             Self::Before17 if !below_relations || WITHOUT_PAGES.contains(&name) => Pages::None,
             Self::Before17 => {
-                let Some(dot) = name.iter().position(|byte| *byte == b'.') else { return Pages::From(0) };
+                let Some(dot) = memchr::memchr(b'.', name) else { return Pages::From(0) };
                 // atoi: what follows the digits does not matter.
                 let segment = digits(&name[dot + 1..]).unwrap_or_default().iter();
                 match segment.fold(0u32, |n, d| n.wrapping_mul(10).wrapping_add(u32::from(d - b'0'))) {

@@ -110,7 +110,7 @@ pub fn is_temporary(name: &[u8]) -> bool {
 
 /// The directory that a path is in, empty for the data directory, and its last component.
 pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
+    match memchr::memrchr(b'/', path) {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (b"", path),
     }

@@ -215,7 +215,7 @@ impl<'a> Fields<'a> {
     }
 
     fn string(&mut self) -> Result<&'a [u8], FrameError> {
-        let end = self.rest.iter().position(|b| *b == 0).ok_or(FrameError::Short(self.tag))?;
+        let end = memchr::memchr(0, self.rest).ok_or(FrameError::Short(self.tag))?;
         let string = self.take(end)?;
         self.take(1)?;
         Ok(string)

@@ -1,6 +1,9 @@
 //! Paths of files in a backup.
 
 use std::fmt;
+use std::iter::once;
+
+use memchr::{memchr, memchr_iter};
 
 use crate::id::hex_value;
 
@@ -38,33 +41,21 @@ impl BackupPath {
     pub fn parse(text: &[u8]) -> Result<Self, PathError> {
         let mut bytes = Vec::with_capacity(text.len());
         let mut rest = text;
-        while let Some((&byte, tail)) = rest.split_first() {
-            rest = tail;
-            if byte == b'%' {
-                let (&[high, low], tail) = rest.split_first_chunk().ok_or(PathError::Percent)?;
-                rest = tail;
-                if high.is_ascii_lowercase() || low.is_ascii_lowercase() {
-                    return Err(PathError::Percent);
-                }
-                let decoded = hex_value(high)
-                    .zip(hex_value(low))
-                    .map(|(high, low)| high << 4 | low)
-                    .ok_or(PathError::Percent)?;
-                if decoded == 0 {
-                    return Err(PathError::Nul);
-                }
-                // A second spelling of the same name would defeat every comparison of paths.
-                if stands_for_itself(decoded) {
-                    return Err(PathError::Percent);
-                }
-                bytes.push(decoded);
-            } else if stands_for_itself(byte) {
-                bytes.push(byte);
-            } else {
+        loop {
+            // Most names have none.
+            let percent = memchr(b'%', rest);
+            let (plain, encoded) = rest.split_at(percent.unwrap_or(rest.len()));
+            if !plain.iter().all(|byte| stands_for_itself(*byte)) {
                 return Err(PathError::Unencoded);
             }
+            bytes.extend_from_slice(plain);
+            if percent.is_none() {
+                return Self::from_bytes(bytes);
+            }
+            let (&[_, high, low], tail) = encoded.split_first_chunk().ok_or(PathError::Percent)?;
+            rest = tail;
+            bytes.push(decode(high, low)?);
         }
-        Self::from_bytes(bytes)
     }
 
     /// Takes the raw bytes of a relative path, as frames and the file system have them.
@@ -75,10 +66,10 @@ impl BackupPath {
             Some(b'/') => return Err(PathError::Absolute),
             Some(_) => {}
         }
-        if bytes.contains(&0) {
+        if memchr(0, &bytes).is_some() {
             return Err(PathError::Nul);
         }
-        if bytes.split(|b| *b == b'/').any(|component| matches!(component, b"" | b"." | b"..")) {
+        if components(&bytes).any(|component| matches!(component, b"" | b"." | b"..")) {
             return Err(PathError::Component);
         }
         Ok(Self(bytes))
@@ -90,8 +81,8 @@ impl BackupPath {
     }
 
     /// The components, at least one.
-    pub fn components(&self) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
-        self.0.split(|b| *b == b'/')
+    pub fn components(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        components(&self.0)
     }
 
     /// The percent-encoded form.
@@ -110,6 +101,30 @@ impl fmt::Debug for BackupPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BackupPath({self})")
     }
+}
+
+/// The byte that two hex digits stand for behind a `%`.
+fn decode(high: u8, low: u8) -> Result<u8, PathError> {
+    if high.is_ascii_lowercase() || low.is_ascii_lowercase() {
+        return Err(PathError::Percent);
+    }
+    let (high, low) = hex_value(high).zip(hex_value(low)).ok_or(PathError::Percent)?;
+    match high << 4 | low {
+        0 => Err(PathError::Nul),
+        // A second spelling of the same name would defeat every comparison of paths.
+        decoded if stands_for_itself(decoded) => Err(PathError::Percent),
+        decoded => Ok(decoded),
+    }
+}
+
+/// What stands between slashes, at least one part, which may be empty.
+pub fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    let mut begin = 0;
+    memchr_iter(b'/', path).chain(once(path.len())).map(move |end| {
+        let component = &path[begin..end];
+        begin = end + 1;
+        component
+    })
 }
 
 /// Percent-encodes any byte string: messages use it too, for names that may be no UTF-8.

@@ -65,7 +65,7 @@ impl<'a> Opener<'a> {
         let root = self.root.as_os_str().as_bytes();
         let mut directory = open_directory(CWD, root, OFlags::empty())
             .map_err(|errno| Error::io("open directory", root, errno.into()))?;
-        let components = parent.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+        let components = protocol::path::components(parent).filter(|name| !name.is_empty());
         for (depth, name) in components.enumerate() {
             // The second component is the tablespace's entry in pg_tblspc.
             let next = match member.tablespace.filter(|space| depth == 1 && !space.in_place()) {

@@ -237,7 +237,7 @@ impl BackupState {
 
 /// A label as do_pg_backup_start takes it. The grammar cannot yield a NUL.
 pub fn label(bytes: &[u8]) -> CString {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    let end = memchr::memchr(0, bytes).unwrap_or(bytes.len());
     CString::new(&bytes[..end]).unwrap_or_default()
 }
 

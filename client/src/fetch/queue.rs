@@ -107,7 +107,7 @@ impl FileList {
     /// The number of the tablespace that a file is in; beyond 65,535 they share one.
     fn tablespace_of(&mut self, name: &[u8]) -> u16 {
         let tablespace = match name.strip_prefix(b"pg_tblspc/") {
-            Some(rest) => rest.split(|byte| *byte == b'/').next().unwrap_or_default(),
+            Some(rest) => memchr::memchr(b'/', rest).map_or(rest, |end| &rest[..end]),
             None => b"",
         };
         // A tablespace's files are listed together: look at the last first.

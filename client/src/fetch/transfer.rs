@@ -377,7 +377,7 @@ pub fn manifest_error(error: &std::io::Error) -> Error {
 
 /// The name of a file that is directly in pg_wal.
 pub fn wal_file_name(path: &BackupPath) -> Option<&[u8]> {
-    path.as_bytes().strip_prefix(b"pg_wal/").filter(|name| !name.contains(&b'/'))
+    path.as_bytes().strip_prefix(b"pg_wal/").filter(|name| memchr::memchr(b'/', name).is_none())
 }
 
 #[cfg(test)]

@@ -274,7 +274,7 @@ impl Report {
         while let Some((&code, rest)) = fields.split_first()
             && code != 0
         {
-            let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
+            let end = memchr::memchr(0, rest).unwrap_or(rest.len());
             if let Some(value) = values.get_mut(usize::from(code)) {
                 *value = Some(&rest[..end]);
             }
