@@ -6,7 +6,7 @@ use protocol::{BackupPath, Command};
 
 use super::files::each_listed;
 use crate::abort::Abort;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::output::space::Sizes;
 use crate::server::connection::{Session, bytes, number};
 
@@ -14,15 +14,13 @@ use crate::server::connection::{Session, bytes, number};
 pub(super) fn estimate(coordinator: &mut Session, abort: &Abort, wal: u64) -> Result<Sizes> {
     let mut sizes = Sizes { wal, ..Sizes::default() };
     let command = Command::SendFileList(SendFileList { estimate: true, ..SendFileList::default() });
-    let doing = |error: Error| error.context("could not estimate the size of the backup");
     each_listed(coordinator, &command, abort, |answer, row| {
         if bytes(answer, row, 1)? == b"f" {
             sizes.files += 1;
             add(&mut sizes, bytes(answer, row, 0)?, number(answer, row, 2)?);
         }
         Ok(())
-    })
-    .map_err(doing)?;
+    })?;
     Ok(sizes)
 }
 
