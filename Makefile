@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb lint build install deb clean
+.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -37,6 +37,9 @@ check-regress: ## the SQL tests
 
 check-tap: ## the TAP tests, or some: TESTS='tests/t/001*.pl'
 	@tools/check.sh tap
+
+check-peer: ## PostgreSQL's own tests of pg_basebackup and pg_verifybackup, with our client in pg_basebackup's place
+	@tools/check.sh peer
 
 check-deb: ## as root: install the packages, back up a server, remove them again
 	@tools/deb.sh "$(PG_CONFIG)"
