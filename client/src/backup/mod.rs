@@ -254,7 +254,10 @@ impl<'a> Backup<'a> {
                         .wal()
                         .and_then(|mut wal| stream::stream(&mut session, plan, &mut *wal, output, end));
                     if let Err(error) = streamed {
-                        abort.fail(error.context("WAL streaming failed"));
+                        // What pg_basebackup says of its own; here it is a thread.
+                        abort.fail(
+                            error.context("background process terminated unexpectedly: WAL streaming failed"),
+                        );
                     }
                 })
             });
