@@ -40,7 +40,7 @@ my $result = $harness->runtests(@tests);
 
 # A file that died, or ran another number of tests than it planned, has failed at least once,
 # even if every test that it did report was fine.
-my ($passed, $failed) = ($result->passed, $result->failed);
+my ($passed, $failed) = (scalar $result->passed, scalar $result->failed);
 for my $file ($result->descriptions)
 {
 	my ($parser) = $result->parsers($file);

@@ -20,8 +20,8 @@ if [ -e "$data/postmaster.pid" ]; then
 	echo "debian-standby.sh: the cluster runs, or did not stop well: $data/postmaster.pid" >&2
 	exit 1
 fi
-# Only what initdb has just made may go: a cluster that was in use has written more than its first segments.
-if [ -d "$data" ] && [ "$(find "$data/pg_wal" -maxdepth 1 -name '????????????????????????' 2>/dev/null | wc -l)" -gt 1 ]; then
+# Only what initdb has just made may go: a server that is started writes this file, and leaves it there.
+if [ -e "$data/postmaster.opts" ]; then
 	echo "debian-standby.sh: $data has been in use; remove it yourself if you mean it" >&2
 	exit 1
 fi

@@ -55,7 +55,7 @@ command_ok([ 'pg_verifybackup', "$tempdir/client" ], '-t client: pg_verifybackup
 
 # A database's name alone, also one that would have to be quoted.
 $node->safe_psql('postgres', q(CREATE DATABASE "it's mine"));
-$node->safe_psql(q(dbname='it\'s mine'), 'CREATE EXTENSION pg_parallel_backup');
+$node->safe_psql("it's mine", 'CREATE EXTENSION pg_parallel_backup');
 for my $name ('postgres', "it's mine")
 {
 	(my $target = "$tempdir/$name") =~ tr/' /__/;

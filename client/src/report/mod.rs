@@ -2,6 +2,7 @@
 //! programs, and never through the middle of a progress bar.
 
 mod bar;
+mod color;
 mod counters;
 mod json;
 pub mod meter;
@@ -16,6 +17,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use indicatif::ProgressBar;
 
+use self::color::{Part, paint};
 use crate::error::{Error, Kind};
 
 /// The program's own name.
@@ -46,27 +48,25 @@ pub fn set_bar(bar: Option<ProgressBar>) {
 
 /// An error with its detail and hint.
 pub fn error(error: &Error) {
-    let program = program();
-    let mut lines = vec![format!("{program}: error: {}", error.message())];
-    if let Some(detail) = error.detail() {
-        lines.push(format!("{program}: detail: {detail}"));
-    }
-    if let Some(hint) = error.hint() {
-        lines.push(format!("{program}: hint: {hint}"));
-    }
+    let mut lines = vec![line(Part::Error, "error: ", error.message())];
+    lines.extend(error.detail().map(|detail| line(Part::Note, "detail: ", detail)));
+    lines.extend(error.hint().map(|hint| line(Part::Note, "hint: ", hint)));
     if error.kind() == Kind::Usage {
-        lines.push(format!("{program}: hint: Try \"{program} --help\" for more information."));
+        let help = format!("Try \"{} --help\" for more information.", program());
+        lines.push(line(Part::Note, "hint: ", &help));
     }
     print(&lines.join("\n"));
 }
 
 /// A panic: nobody has foreseen it.
 pub fn bug(what: &str) {
-    let (program, version) = (program(), env!("CARGO_PKG_VERSION"));
-    let text = format!(
-        "{program}: error: internal error: {what}\n{program}: hint: This is a bug in {PROGRAM} {version}. Please \
-         report it to the developers of pg_parallel_backup, with these lines and what was being done."
+    let version = env!("CARGO_PKG_VERSION");
+    let hint = format!(
+        "This is a bug in {PROGRAM} {version}. Please report it to the developers of pg_parallel_backup, with \
+         these lines and what was being done."
     );
+    let error = line(Part::Error, "error: ", &format!("internal error: {what}"));
+    let text = format!("{error}\n{}", line(Part::Note, "hint: ", &hint));
     match BAR.try_lock() {
         Ok(bar) => print_beside(bar.as_ref(), &text),
         // Held by this very thread, perhaps.
@@ -76,12 +76,19 @@ pub fn bug(what: &str) {
 
 /// A warning.
 pub fn warning(message: impl Display) {
-    print(&format!("{}: warning: {message}", program()));
+    print(&line(Part::Warning, "warning: ", &message.to_string()));
 }
 
 /// Information, for --verbose and for what was removed.
 pub fn info(message: impl Display) {
-    print(&format!("{}: {message}", program()));
+    print(&line(Part::Locus, "", &message.to_string()));
+}
+
+/// A message as PostgreSQL's programs write it.
+fn line(part: Part, kind: &str, message: &str) -> String {
+    let program = paint(Part::Locus, &format!("{}: ", program()));
+    let kind = if kind.is_empty() { String::new() } else { paint(part, kind) };
+    format!("{program}{kind}{message}")
 }
 
 /// A line that has its form already: the server's notices, progress.

@@ -69,7 +69,8 @@ struct Summary {
     directory: Option<String>,
     format: &'static str,
     label: String,
-    server: Server,
+    /// None if it was not reached.
+    server: Option<Server>,
     bytes: u64,
     files: u64,
     mb_per_second: f64,
@@ -237,11 +238,11 @@ impl Summary {
                 Format::Tar => "tar",
             },
             label: String::from_utf8_lossy(&options.label).into_owned(),
-            server: Server {
+            server: (facts.server_version > 0).then(|| Server {
                 version: facts.server_version,
                 system_identifier: facts.system_identifier.to_string(),
                 way: facts.way,
-            },
+            }),
             bytes,
             files,
             mb_per_second: if fetched > 0.0 { round(bytes as f64 / MEGABYTE / fetched) } else { 0.0 },
@@ -358,6 +359,7 @@ mod tests {
             start: Some((Lsn(0x200_0028), 1)),
             stop: Some((Lsn(0x200_0120), 2)),
             wal_ranges: vec![WalRange { timeline: 1, start: Lsn(0x200_0028), end: Lsn(0x200_0120) }],
+            server_version: 180_000,
             system_identifier: u64::MAX,
             ..Facts::default()
         };
