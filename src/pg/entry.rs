@@ -38,6 +38,9 @@ pub enum Patch {
     Other(i32),
 }
 
+/// PARALLEL_BACKUP_NODE_NAME of replication/parallel_backup.h.
+const NODE_NAME: &CStr = c"ParallelBackupCmd";
+
 /// ParallelBackupCmd of replication/parallel_backup.h, version 1.
 #[repr(C)]
 struct ParallelBackupCmd {
@@ -140,7 +143,9 @@ fn set_replication_hook() -> Patch {
         if *version != HOOK_VERSION {
             return Patch::Other(*version);
         }
-        *hook = Some(replication_command);
+        if PREVIOUS_REPLICATION.set(*hook).is_ok() {
+            *hook = Some(replication_command);
+        }
         Patch::Fits
     }
 }
@@ -245,9 +250,15 @@ fn is_alias(function: pg_sys::Oid) -> bool {
 #[pgrx::pg_guard]
 #[allow(unsafe_code)]
 unsafe extern "C-unwind" fn replication_command(command: *mut ParallelBackupCmd) {
-    // SAFETY: the node and its lists are as version 1 of the contract says, made by the grammar.
+    if let Some(previous) = PREVIOUS_REPLICATION.get().copied().flatten() {
+        // SAFETY: another library's hook, called as PostgreSQL would.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| previous(command)) }
+    }
+    // SAFETY: the node and its lists are as version 1 of the contract says, made by the grammar; the
+    // name says that it is this node.
     let (kind, files, options) = unsafe {
         let command = &*command;
+        assert_eq!(CStr::from_ptr(command.node.extnodename), NODE_NAME, "not a node of the hook");
         (command.kind, node::files(command.files), node::options(command.options))
     };
     let kind = match kind {

@@ -28,6 +28,7 @@ for my $replication (qw(true database))
 		"SEND_FILE_LIST (BACKUP_ID 'x')",
 		"SEND_FILES_CONTENT ('PG_VERSION')",
 		"SEND_FILES_CONTENT ('a' (OFFSET '0', LENGTH '8192'), 'b') WITH (BACKUP_ID 'x')",
+		"SEND_FILES_CONTENT ('a') with (\"backup_id\" 'x')",
 		'STOP_BACKUP',
 		'STOP_BACKUP (WAIT false);')
 	{
@@ -57,6 +58,7 @@ for my $replication (qw(true database))
 		"SEND_FILES_CONTENT ('a') (BACKUP_ID 'x')",
 		"SEND_FILES_CONTENT ('a') WITHOUT (BACKUP_ID 'x')",
 		"SEND_FILES_CONTENT ('a') WITH",
+		"SEND_FILES_CONTENT ('a') \"with\" (BACKUP_ID 'x')",
 		'STOP_BACKUP; STOP_BACKUP')
 	{
 		is_error($conn, $command, '42601', qr/syntax error/, $command);
