@@ -9,7 +9,8 @@ use crate::cluster::Tablespace;
 use crate::error::{Error, Result};
 use crate::pg::{interrupt, node, server};
 
-/// `tablespaceinfo` of backup/basebackup.h, which the bindings lack.
+/// `tablespaceinfo` of backup/basebackup.h, which no server installs: nothing but the tests on each
+/// version (006_tablespaces) would see a change of it.
 #[repr(C)]
 struct TablespaceInfo {
     #[cfg(any(feature = "pg15", feature = "pg16"))]

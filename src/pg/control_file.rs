@@ -7,10 +7,7 @@ use crc_fast::checksum;
 use pgrx::pg_sys;
 
 use crate::error::{Error, Result};
-
-/// ControlFileLock's place in MainLWLockArray: 9 in every version that lwlocklist.h (or
-/// lwlocknames.txt before 17) knows. The file's CRC, checked under it, would show another lock.
-const CONTROL_FILE_LOCK: usize = 9;
+use crate::pg::shim;
 
 /// Where the server keeps it, relative to the data directory.
 const PATH: &str = "global/pg_control";
@@ -19,10 +16,10 @@ const PATH: &str = "global/pg_control";
 /// CRC.
 #[allow(unsafe_code)]
 pub fn read() -> Result<Vec<u8>> {
-    // SAFETY: the array has all built-in locks once shared memory is there. Nothing between
-    // acquire and release can raise an error or look at interrupts: it is a file read by Rust.
+    // SAFETY: the lock is there once shared memory is. Nothing between acquire and release can raise
+    // an error or look at interrupts: it is a file read by Rust.
     let content = unsafe {
-        let lock = &raw mut (*pg_sys::MainLWLockArray.add(CONTROL_FILE_LOCK)).lock;
+        let lock = shim::ppb_control_file_lock();
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
         let content = std::fs::read(PATH);
         pg_sys::LWLockRelease(lock);

@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use protocol::CommandKind;
 use protocol::command::{RawFile, RawOption};
 
-use crate::pg::node;
+use crate::pg::{node, shim};
 
 /// The contract of the server's patch that this library fits: PARALLEL_BACKUP_HOOK_VERSION of
 /// replication/parallel_backup.h.
@@ -60,23 +60,11 @@ const BACKUP_FUNCTIONS: [u32; 2] = [pg_sys::F_PG_BACKUP_START, pg_sys::F_PG_BACK
 /// The C functions that they are.
 const BACKUP_SYMBOLS: [&CStr; 2] = [c"pg_backup_start", c"pg_backup_stop"];
 
-/// INTERNALlanguageId of catalog/pg_language.h, which the bindings lack.
-const INTERNAL_LANGUAGE: pg_sys::Oid = pg_sys::Oid::from_u32(12);
-
-/// What the bindings have in a guard only.
-mod external {
-    use pgrx::pg_sys;
-
-    #[allow(unsafe_code)]
-    unsafe extern "C-unwind" {
-        pub fn get_backup_status() -> pg_sys::SessionBackupState::Type;
-    }
-}
-
 static HANDLERS: OnceLock<Handlers> = OnceLock::new();
 static PREVIOUS: OnceLock<Previous> = OnceLock::new();
+static PREVIOUS_REPLICATION: OnceLock<ReplicationHook> = OnceLock::new();
 
-/// Hooks of other libraries, called before ours.
+/// Hooks of other libraries, called before ours; likewise the replication hook, where there is one.
 struct Previous {
     shmem_request: pg_sys::shmem_request_hook_type,
     shmem_startup: pg_sys::shmem_startup_hook_type,
@@ -198,7 +186,7 @@ unsafe extern "C-unwind" fn object_access(
         // Every call of a function passes here: whose it is, is looked up in backup mode only.
         if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
             && (BACKUP_FUNCTIONS.contains(&object.to_u32())
-                || external::get_backup_status() == pg_sys::SessionBackupState::SESSION_BACKUP_RUNNING)
+                || shim::ppb_backup_status() == pg_sys::SessionBackupState::SESSION_BACKUP_RUNNING)
         {
             function_called(object);
         }
@@ -232,7 +220,9 @@ fn is_alias(function: pg_sys::Oid) -> bool {
             return false;
         }
         let mut found = false;
-        if (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>()).prolang == INTERNAL_LANGUAGE {
+        if (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_proc>()).prolang
+            == shim::ppb_internal_language
+        {
             let mut null = false;
             let attribute = pg_sys::Anum_pg_proc_prosrc as pg_sys::AttrNumber;
             let source = pg_sys::SysCacheGetAttr(PROCOID, tuple, attribute, &mut null);

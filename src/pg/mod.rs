@@ -23,6 +23,7 @@ pub mod role;
 pub mod segment;
 pub mod server;
 pub mod settings;
+mod shim;
 pub mod shmem;
 pub mod socket;
 pub mod wal;

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use pgrx::pg_sys;
 
 use crate::error::{Error, Result};
+use crate::pg::shim;
 
 /// How the CALL that is being executed came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,25 +125,6 @@ pub fn log_commands() -> bool {
     unsafe { pg_sys::log_replication_commands }
 }
 
-/// What the bindings have in a guard only.
-mod external {
-    use pgrx::pg_sys;
-
-    #[allow(unsafe_code)]
-    unsafe extern "C-unwind" {
-        pub fn standard_ProcessUtility(
-            statement: *mut pg_sys::PlannedStmt,
-            query: *const std::ffi::c_char,
-            read_only_tree: bool,
-            context: pg_sys::ProcessUtilityContext::Type,
-            parameters: pg_sys::ParamListInfo,
-            environment: *mut pg_sys::QueryEnvironment,
-            destination: *mut pg_sys::DestReceiver,
-            completion: *mut pg_sys::QueryCompletion,
-        );
-    }
-}
-
 // Every utility statement of the server passes through here, and its errors must come out as they
 // went in: a guard would take position, constraint and context off them. So there is none, and
 // nothing in this frame has a destructor that an error could jump over.
@@ -171,7 +153,9 @@ unsafe extern "C-unwind" fn process_utility(
                 _ => Way::Nested,
             });
         }
-        let next = PREVIOUS.get().copied().flatten().unwrap_or(external::standard_ProcessUtility);
-        next(statement, query, read_only_tree, context, parameters, environment, destination, completion);
+        let next = PREVIOUS.get().copied().flatten().or(shim::ppb_standard_process_utility);
+        if let Some(next) = next {
+            next(statement, query, read_only_tree, context, parameters, environment, destination, completion);
+        }
     }
 }

@@ -1,9 +1,12 @@
-//! The connection's socket, written to past libpq's send buffer: file bytes go from the page cache
-//! to the socket without a copy in user space.
+//! The connection's socket, and the wait for a client that is slow to read.
 //!
-//! Only where nothing is encrypted on the way. The rules are those of `secure_write`
-//! (be-secure.c): the socket does not block, a wait is for the socket, the latch and the
-//! postmaster, and inside a message only termination is heard.
+//! Bytes go past libpq's send buffer; where nothing is encrypted on the way, file bytes go from the page
+//! cache to the socket without a copy in user space.
+//!
+//! The rules are those of `secure_write` (be-secure.c): the socket does not block, a wait is for the
+//! socket, the latch and the postmaster, and inside a message only termination is heard. But for one
+//! thing: process signal barriers are served. DROP DATABASE, DROP TABLESPACE and, on a standby, the replay
+//! of both wait until every process has done so, and a client may not read for hours.
 
 use std::fs::File;
 use std::io;
@@ -12,37 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 
-/// What the bindings lack: libpq/libpq.h.
-mod external {
-    use std::ffi::{c_char, c_int};
-
-    use pgrx::pg_sys;
-
-    /// PQcommMethods, the same in every supported version.
-    #[repr(C)]
-    pub struct PqCommMethods {
-        pub comm_reset: unsafe extern "C-unwind" fn(),
-        pub flush: unsafe extern "C-unwind" fn() -> c_int,
-        pub flush_if_writable: unsafe extern "C-unwind" fn() -> c_int,
-        pub is_send_pending: unsafe extern "C-unwind" fn() -> bool,
-        pub putmessage: unsafe extern "C-unwind" fn(c_char, *const c_char, usize) -> c_int,
-        pub putmessage_noblock: unsafe extern "C-unwind" fn(c_char, *const c_char, usize),
-    }
-
-    #[allow(unsafe_code)]
-    unsafe extern "C" {
-        pub static PqCommMethods: *const PqCommMethods;
-        pub static FeBeWaitSet: *mut pg_sys::WaitEventSet;
-    }
-
-    #[allow(unsafe_code)]
-    unsafe extern "C-unwind" {
-        pub fn secure_write(port: *mut pg_sys::Port, bytes: *const std::ffi::c_void, length: usize) -> isize;
-    }
-}
-
-/// FeBeWaitSetSocketPos: the socket's place in FeBeWaitSet.
-const SOCKET_POSITION: i32 = 0;
+use crate::pg::shim;
 
 /// How much of a hole is filled at once.
 const ZEROES: [u8; 16 * 1024] = [0; 16 * 1024];
@@ -60,17 +33,13 @@ impl Socket {
     /// encryption.
     #[allow(unsafe_code)]
     pub fn plain() -> Option<Self> {
-        // SAFETY: a session with a client has both, and its socket is the first field of Port in
-        // every version. The socket stays open as long as the process.
+        // SAFETY: the entry is this process's own. The socket stays open as long as the process.
         unsafe {
             let entry = pg_sys::MyBEEntry.as_ref()?;
             let encrypted = entry.st_ssl
                 || (entry.st_gss && !entry.st_gssstatus.is_null() && (*entry.st_gssstatus).gss_enc);
-            if encrypted || pg_sys::MyProcPort.is_null() {
-                return None;
-            }
-            let socket = *pg_sys::MyProcPort.cast::<std::ffi::c_int>();
-            (socket >= 0).then(|| Self(BorrowedFd::borrow_raw(socket)))
+            let socket = shim::ppb_socket();
+            (!encrypted && socket >= 0).then(|| Self(BorrowedFd::borrow_raw(socket)))
         }
     }
 
@@ -118,7 +87,7 @@ impl Socket {
                     let error = io::Error::last_os_error();
                     match Trouble::of(&error) {
                         Trouble::Interrupted => {}
-                        Trouble::Full => self.wait(),
+                        Trouble::Full => wait(),
                         Trouble::Lost => return Err(lost()),
                         Trouble::Other => return Ok((sent, Some(error))),
                     }
@@ -139,47 +108,12 @@ impl Socket {
                 Ok(count) => bytes = &bytes[count..],
                 Err(_) => match Trouble::of(&io::Error::last_os_error()) {
                     Trouble::Interrupted => {}
-                    Trouble::Full => self.wait(),
+                    Trouble::Full => wait(),
                     Trouble::Lost | Trouble::Other => return Err(lost()),
                 },
             }
         }
         Ok(())
-    }
-
-    /// Waits until the socket takes more. The process may end here: on termination, since a stuck
-    /// client must not hold it back, and with the postmaster.
-    #[allow(unsafe_code)]
-    fn wait(&self) {
-        let mut event = pg_sys::WaitEvent::default();
-        // SAFETY: the wait set has the socket, the latch and the postmaster's death, and room for
-        // one event is given. ProcessClientWriteInterrupt ends the process or returns.
-        unsafe {
-            pg_sys::ModifyWaitEvent(
-                external::FeBeWaitSet,
-                SOCKET_POSITION,
-                pg_sys::WL_SOCKET_WRITEABLE,
-                std::ptr::null_mut(),
-            );
-            pg_sys::WaitEventSetWait(
-                external::FeBeWaitSet,
-                -1,
-                &mut event,
-                1,
-                pg_sys::WaitEventClient::WAIT_EVENT_CLIENT_WRITE,
-            );
-            if event.events & pg_sys::WL_POSTMASTER_DEATH != 0 {
-                pgrx::ereport!(
-                    FATAL,
-                    pgrx::PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
-                    "terminating connection due to unexpected postmaster exit"
-                );
-            }
-            if event.events & pg_sys::WL_LATCH_SET != 0 {
-                pg_sys::ResetLatch(pg_sys::MyLatch);
-                pg_sys::ProcessClientWriteInterrupt(true);
-            }
-        }
     }
 }
 
@@ -188,16 +122,16 @@ impl Socket {
 pub fn send_encrypted(mut bytes: &[u8]) -> Result<(), ConnectionLost> {
     flush()?;
     while !bytes.is_empty() {
-        // SAFETY: the port is the session's; the bytes are readable for their length. The flush
-        // before has made the write wait where the socket is full.
-        let count = unsafe {
-            let port = pg_sys::MyProcPort;
-            guarded(|| external::secure_write(port, bytes.as_ptr().cast(), bytes.len()))
-        };
+        // SAFETY: the session has a client; the bytes are readable for their length, and the same ones
+        // are given again where nothing was taken.
+        let count = unsafe { guarded(|| shim::ppb_secure_write(bytes.as_ptr().cast(), bytes.len())) };
         match usize::try_from(count) {
             Ok(count) if count > 0 => bytes = &bytes[count..],
             _ => match Trouble::of(&io::Error::last_os_error()) {
-                Trouble::Interrupted | Trouble::Full if count < 0 => {}
+                Trouble::Interrupted if count < 0 => {}
+                // That TLS waits for the client to say something first cannot be: sessions are not
+                // renegotiated.
+                Trouble::Full if count < 0 => wait(),
                 _ => return Err(lost()),
             },
         }
@@ -205,15 +139,45 @@ pub fn send_encrypted(mut bytes: &[u8]) -> Result<(), ConnectionLost> {
     Ok(())
 }
 
-/// Sends what libpq still holds, and puts it into blocking mode.
+/// Sends what libpq still holds.
 #[allow(unsafe_code)]
-fn flush() -> Result<(), ConnectionLost> {
-    // SAFETY: the method table is set for every session.
-    let flushed = unsafe {
-        let flush = (*external::PqCommMethods).flush;
-        guarded(|| flush())
-    };
-    if flushed == 0 { Ok(()) } else { Err(ConnectionLost) }
+pub fn flush() -> Result<(), ConnectionLost> {
+    // SAFETY: libpq's methods are set for every session; each is called by itself.
+    unsafe {
+        while shim::ppb_is_send_pending() {
+            if guarded(|| shim::ppb_flush_if_writable()) != 0 {
+                return Err(ConnectionLost);
+            }
+            if shim::ppb_is_send_pending() {
+                wait();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the socket takes more. The process may end here: on termination, since a stuck
+/// client must not hold it back, and with the postmaster.
+#[allow(unsafe_code)]
+fn wait() {
+    // SAFETY: a session's wait set is for its socket, latch and postmaster. Barriers are served with
+    // nothing said to the client; ProcessClientWriteInterrupt ends the process or returns.
+    unsafe {
+        guarded(|| shim::ppb_serve_barriers());
+        let events = guarded(|| shim::ppb_wait_writable());
+        if events & pg_sys::WL_POSTMASTER_DEATH != 0 {
+            pgrx::ereport!(
+                FATAL,
+                pgrx::PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+                "terminating connection due to unexpected postmaster exit"
+            );
+        }
+        if events & pg_sys::WL_LATCH_SET != 0 {
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+            guarded(|| shim::ppb_serve_barriers());
+            pg_sys::ProcessClientWriteInterrupt(true);
+        }
+    }
 }
 
 /// What a failed call on the socket means.

@@ -6,27 +6,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use protocol::Lsn;
 
-use crate::pg::node;
-
-/// What the bindings lack: access/xlogarchive.h and access/timeline.h. Each call is one C call in
-/// a guarded boundary, as bindgen's own are.
-mod external {
-    use pgrx::pg_sys;
-
-    #[allow(unsafe_code)]
-    unsafe extern "C-unwind" {
-        pub fn XLogArchiveIsBusy(xlog: *const std::ffi::c_char) -> bool;
-        pub fn readTimeLineHistory(timeline: pg_sys::TimeLineID) -> *mut pg_sys::List;
-    }
-
-    /// TimeLineHistoryEntry of access/timeline.h.
-    #[repr(C)]
-    pub struct TimeLineHistoryEntry {
-        pub tli: pg_sys::TimeLineID,
-        pub begin: pg_sys::XLogRecPtr,
-        pub end: pg_sys::XLogRecPtr,
-    }
-}
+use crate::pg::{node, shim};
 
 /// A timeline in the history of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +51,7 @@ pub fn archiving(in_recovery: bool) -> bool {
 pub fn archive_is_busy(name: &str) -> bool {
     let name = CString::new(name).unwrap_or_default();
     // SAFETY: a C string, only read.
-    unsafe { guarded(|| external::XLogArchiveIsBusy(name.as_ptr())) }
+    unsafe { guarded(|| shim::ppb_archive_is_busy(name.as_ptr())) }
 }
 
 /// The history of a timeline, itself first.
@@ -79,10 +59,11 @@ pub fn archive_is_busy(name: &str) -> bool {
 pub fn timeline_history(timeline: u32) -> Vec<TimelineEntry> {
     // SAFETY: the answer is a List of TimeLineHistoryEntry in the current memory context.
     unsafe {
-        node::pointers(guarded(|| external::readTimeLineHistory(timeline)))
-            .map(|pointer| {
-                let entry = &*pointer.cast::<external::TimeLineHistoryEntry>();
-                TimelineEntry { timeline: entry.tli, begin: Lsn(entry.begin), end: Lsn(entry.end) }
+        node::pointers(guarded(|| shim::ppb_timeline_history(timeline)))
+            .map(|entry| {
+                let (mut timeline, mut begin, mut end) = (0, 0, 0);
+                shim::ppb_timeline_entry(entry.cast(), &mut timeline, &mut begin, &mut end);
+                TimelineEntry { timeline, begin: Lsn(begin), end: Lsn(end) }
             })
             .collect()
     }

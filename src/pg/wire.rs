@@ -1,6 +1,12 @@
 //! Messages to the client.
 
-use pgrx::pg_sys;
+use std::cell::Cell;
+use std::ffi::c_char;
+
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
+
+use crate::pg::shim;
+use crate::pg::socket::{self, ConnectionLost};
 
 /// Message types of the frontend/backend protocol.
 pub mod tag {
@@ -18,19 +24,25 @@ pub mod tag {
     pub const COPY_DONE: u8 = b'c';
 }
 
-/// Sends a message. It is complete on the wire, or the connection is lost: a write that blocks
-/// gives way to termination only (`ProcessClientWriteInterrupt`). A lost connection ends the
-/// process at the next look at interrupts.
+/// How much is gathered before it is sent: libpq's own buffer has this size.
+const GATHERED: usize = 8192;
+
+/// Sends a message, with others that are as short. It is complete on the wire before another is, or the
+/// connection is lost, which ends the process at the next look at interrupts.
 #[allow(unsafe_code)]
 pub fn put_message(tag: u8, payload: &[u8]) {
-    let length = i32::try_from(payload.len()).unwrap_or(i32::MAX);
-    let mut message = pg_sys::StringInfoData {
-        data: payload.as_ptr().cast_mut().cast(),
-        len: length,
-        maxlen: length,
-        cursor: i32::from(tag),
-    };
-    // SAFETY: pq_endmessage_reuse hands type, bytes and length to pq_putmessage and changes
-    // nothing; the payload outlives the call.
-    unsafe { pg_sys::pq_endmessage_reuse(&mut message) }
+    thread_local! {
+        static SINCE_FLUSH: Cell<usize> = const { Cell::new(0) };
+    }
+    // SAFETY: the payload is copied.
+    unsafe {
+        guarded(|| shim::ppb_put_message(tag as c_char, payload.as_ptr().cast(), payload.len()));
+    }
+    let gathered = SINCE_FLUSH.get() + payload.len();
+    SINCE_FLUSH.set(gathered);
+    if gathered >= GATHERED {
+        SINCE_FLUSH.set(0);
+        // The next look at interrupts says that the client is gone.
+        let _: Result<(), ConnectionLost> = socket::flush();
+    }
 }

@@ -1,0 +1,154 @@
+/*
+ * shim.c
+ *	  What pgrx's bindings lack of the server, in functions of plain types.
+ *
+ * It is compiled with the server's own header files.  Where one of these says
+ * something else than this file takes for granted, the build fails, or the
+ * numbers in here are the new ones: nothing of a header file is said again in
+ * Rust.  shim.rs declares these functions and says how they are to be called.
+ */
+#include "postgres.h"
+
+/*
+ * Port ends with fields of types that the header files of OpenSSL and GSSAPI
+ * declare, which a server's header package need not bring with it.  The fields
+ * that are used here come before.
+ */
+#undef USE_OPENSSL
+#undef USE_SSL
+#undef ENABLE_GSS
+
+#include "access/timeline.h"
+#include "access/xlog.h"
+#include "access/xlogarchive.h"
+#include "catalog/pg_language_d.h"
+#include "libpq/libpq.h"
+#include "libpq/libpq-be.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/procsignal.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/wait_event.h"
+
+/* --- functions and numbers */
+
+const Oid	ppb_internal_language = INTERNALlanguageId;
+
+const ProcessUtility_hook_type ppb_standard_process_utility = standard_ProcessUtility;
+
+LWLock *
+ppb_control_file_lock(void)
+{
+	return ControlFileLock;
+}
+
+SessionBackupState
+ppb_backup_status(void)
+{
+	return get_backup_status();
+}
+
+bool
+ppb_archive_is_busy(const char *file)
+{
+	return XLogArchiveIsBusy(file);
+}
+
+/* --- timelines */
+
+List *
+ppb_timeline_history(TimeLineID timeline)
+{
+	return readTimeLineHistory(timeline);
+}
+
+void
+ppb_timeline_entry(const TimeLineHistoryEntry *entry, TimeLineID *timeline,
+				   XLogRecPtr *begin, XLogRecPtr *end)
+{
+	*timeline = entry->tli;
+	*begin = entry->begin;
+	*end = entry->end;
+}
+
+/* --- the connection */
+
+/* The session's socket, or a negative number */
+int
+ppb_socket(void)
+{
+	return MyProcPort == NULL ? PGINVALID_SOCKET : MyProcPort->sock;
+}
+
+/* A message into libpq's buffer, which grows as it must */
+void
+ppb_put_message(char type, const char *bytes, size_t length)
+{
+	pq_putmessage_noblock(type, bytes, length);
+}
+
+/*
+ * Sends what the socket takes of libpq's buffer.  EOF where the connection is
+ * lost.
+ */
+int
+ppb_flush_if_writable(void)
+{
+	return pq_flush_if_writable();
+}
+
+bool
+ppb_is_send_pending(void)
+{
+	return pq_is_send_pending();
+}
+
+/* secure_write() that does not wait: EAGAIN or EWOULDBLOCK where it would */
+ssize_t
+ppb_secure_write(const void *bytes, size_t length)
+{
+	bool		noblock = MyProcPort->noblock;
+	ssize_t		count;
+
+	MyProcPort->noblock = true;
+	count = secure_write(MyProcPort, unconstify(void *, bytes), length);
+	MyProcPort->noblock = noblock;
+	return count;
+}
+
+/*
+ * Waits until the socket takes more, or the latch is set.  Returns the events,
+ * WL_SOCKET_WRITEABLE, WL_LATCH_SET and WL_POSTMASTER_DEATH.
+ */
+uint32
+ppb_wait_writable(void)
+{
+	WaitEvent	event;
+
+	ModifyWaitEvent(FeBeWaitSet, FeBeWaitSetSocketPos, WL_SOCKET_WRITEABLE, NULL);
+	if (WaitEventSetWait(FeBeWaitSet, -1, &event, 1, WAIT_EVENT_CLIENT_WRITE) != 1)
+		return 0;
+	return event.events;
+}
+
+/*
+ * Serves process signal barriers, where the rest of a message is owed to the
+ * client: nothing else may be said to it, and an error ends the process.
+ */
+void
+ppb_serve_barriers(void)
+{
+	CommandDest destination = whereToSendOutput;
+	bool		exit_on_error = ExitOnAnyError;
+
+	if (!ProcSignalBarrierPending)
+		return;
+	whereToSendOutput = DestNone;
+	ExitOnAnyError = true;
+	ProcessProcSignalBarrier();
+	ExitOnAnyError = exit_on_error;
+	whereToSendOutput = destination;
+}

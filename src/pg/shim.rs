@@ -1,0 +1,38 @@
+//! shim.c's declarations. What it declares is the server's; what is declared here is shim.c's alone.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use pgrx::pg_sys;
+
+/// `TimeLineHistoryEntry`, which only shim.c looks into.
+#[repr(C)]
+pub struct TimeLineHistoryEntry(c_void);
+
+// Data, and functions that cannot raise an error.
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    pub static ppb_internal_language: pg_sys::Oid;
+    pub static ppb_standard_process_utility: pg_sys::ProcessUtility_hook_type;
+    pub fn ppb_control_file_lock() -> *mut pg_sys::LWLock;
+    pub fn ppb_backup_status() -> pg_sys::SessionBackupState::Type;
+    pub fn ppb_timeline_entry(
+        entry: *const TimeLineHistoryEntry,
+        timeline: *mut pg_sys::TimeLineID,
+        begin: *mut pg_sys::XLogRecPtr,
+        end: *mut pg_sys::XLogRecPtr,
+    );
+    pub fn ppb_socket() -> c_int;
+    pub fn ppb_is_send_pending() -> bool;
+}
+
+// Functions that may raise an error: to be called through a guard, one at a time.
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" {
+    pub fn ppb_archive_is_busy(file: *const c_char) -> bool;
+    pub fn ppb_timeline_history(timeline: pg_sys::TimeLineID) -> *mut pg_sys::List;
+    pub fn ppb_put_message(kind: c_char, bytes: *const c_char, length: usize);
+    pub fn ppb_flush_if_writable() -> c_int;
+    pub fn ppb_secure_write(bytes: *const c_void, length: usize) -> isize;
+    pub fn ppb_wait_writable() -> u32;
+    pub fn ppb_serve_barriers();
+}
