@@ -72,10 +72,10 @@ impl Handle {
     /// Waits until the backup's rate lets this many bytes go.
     pub fn throttle(&self, bytes: u64) -> Result<()> {
         let Some(rate) = self.facts.max_rate else { return Ok(()) };
-        let until = throttle::reserve(self.counters.throttle(), interrupt::now(), bytes, rate);
+        let until = throttle::reserve(self.counters.throttle(), interrupt::monotonic(), bytes, rate);
         loop {
             self.poll()?;
-            let Some(wait) = throttle::remaining(until, interrupt::now()) else {
+            let Some(wait) = throttle::remaining(until, interrupt::monotonic()) else {
                 return Ok(());
             };
             interrupt::sleep(wait, interrupt::WaitEvent::Throttle);

@@ -28,7 +28,7 @@ shared_struct! {
     pub struct Counters {
         /// Whether the backup was aborted: its state, for a look without the lock.
         aborted: AtomicU32,
-        /// When the next byte may be sent, microseconds since PostgreSQL's epoch.
+        /// When the next byte may be sent, microseconds of the monotonic clock.
         throttle_next: AtomicI64,
         /// Bytes, [`UNKNOWN_TOTAL`] where not estimated.
         total: AtomicU64,

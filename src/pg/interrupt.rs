@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgrx::pg_sys;
+use rustix::time::{ClockId, clock_gettime};
 
 /// What a backend waits for, as pg_stat_activity names it.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +66,13 @@ pub fn while_reading<T>(read: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Microseconds since PostgreSQL's epoch.
+/// Microseconds of the system's monotonic clock: the same in every process, and nobody sets it.
+pub fn monotonic() -> i64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec.saturating_mul(1_000_000).saturating_add(time.tv_nsec / 1000)
+}
+
+/// Microseconds since PostgreSQL's epoch, by the clock on the wall.
 #[allow(unsafe_code)]
 pub fn now() -> i64 {
     // SAFETY: reads the clock.
