@@ -55,11 +55,11 @@ fn start(command: &StartBackup, counters: &'static Counters, id: BackupId) -> Re
         stopped: None,
     });
     let sizes = if command.progress { Some(estimate(&layout)?) } else { None };
-    let total = sizes.as_ref().map(|sizes| sizes.iter().sum());
-    if let Some(total) = total {
-        counters.set_total(total);
+    if let Some(sizes) = &sizes {
+        counters.set_total(sizes.iter().sum());
     }
-    progress::start(Phase::StreamFiles, total, layout.tablespaces.len() + 1);
+    begin_progress();
+    progress::on_loss(begin_progress);
     registry::run(id, facts)?;
     let mut sets = Reply::default();
     send_start(&mut sets, &facts, id);
@@ -67,6 +67,17 @@ fn start(command: &StartBackup, counters: &'static Counters, id: BackupId) -> Re
     let map = Some(&*started.tablespace_map).filter(|map| !map.is_empty());
     sets.row(reply::LABELS, &[Some(&*label_file), map]);
     Ok(())
+}
+
+/// The coordinator's row in pg_stat_progress_basebackup, as long as its backup runs.
+fn begin_progress() {
+    let running = session::with(|session| {
+        let total = session.counters.total();
+        (session.stopped.is_none(), total, session.layout.tablespaces.len() + 1)
+    });
+    if let Some((true, total, tablespaces)) = running {
+        progress::start(Phase::StreamFiles, total, tablespaces);
+    }
 }
 
 fn send_start(sets: &mut Reply, facts: &Facts, id: BackupId) {

@@ -1,5 +1,8 @@
 //! This backend's row in pg_stat_progress_basebackup.
 
+use std::cell::Cell;
+use std::ffi::c_void;
+
 use pgrx::pg_sys;
 
 /// The phases of BASE_BACKUP.
@@ -46,6 +49,38 @@ pub fn set_total(total: Option<u64>) {
 /// Bytes that this connection has sent.
 pub fn set_streamed(bytes: u64) {
     set(pg_sys::PROGRESS_BASEBACKUP_BACKUP_STREAMED, i64::try_from(bytes).unwrap_or(i64::MAX));
+}
+
+/// Has `begin_again` called when a transaction has ended and no row is there: an aborted transaction takes it
+/// away, whatever it was about. For the rest of this backend's life, once however often it is asked for.
+///
+/// `begin_again` must not raise an error.
+#[allow(unsafe_code)]
+pub fn on_loss(begin_again: fn()) {
+    if BEGIN_AGAIN.replace(Some(begin_again)).is_none() {
+        // SAFETY: the callback is a static function.
+        unsafe { pg_sys::RegisterXactCallback(Some(transaction_ended), std::ptr::null_mut()) }
+    }
+}
+
+thread_local! {
+    static BEGIN_AGAIN: Cell<Option<fn()>> = const { Cell::new(None) };
+}
+
+#[pgrx::pg_guard]
+#[allow(unsafe_code)]
+extern "C-unwind" fn transaction_ended(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
+    let over = [pg_sys::XactEvent::XACT_EVENT_ABORT, pg_sys::XactEvent::XACT_EVENT_COMMIT].contains(&event);
+    // SAFETY: this process's own entry, which only this process writes to.
+    let gone = unsafe { pg_sys::MyBEEntry.as_ref() }.is_some_and(|entry| {
+        entry.st_progress_command == pg_sys::ProgressCommandType::PROGRESS_COMMAND_INVALID
+    });
+    if let Some(begin_again) = BEGIN_AGAIN.get()
+        && over
+        && gone
+    {
+        begin_again();
+    }
 }
 
 /// Removes the row.

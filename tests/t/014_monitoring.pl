@@ -128,6 +128,37 @@ is($node->safe_psql('postgres',
 	$conn->close;
 }
 
+# What is refused in the coordinator's session does not take its row in pg_stat_progress_basebackup, by
+# neither way in, although an aborted transaction does so.
+for my $conn (connection($node), sql_connection($node))
+{
+	my $by = $conn->calls ? 'by SQL' : 'by the grammar';
+	my $start = start_backup($conn, PROGRESS => 'true');
+	my $own = 'SELECT phase, backup_total > 0, tablespaces_total FROM pg_stat_progress_basebackup WHERE pid = ' . $conn->pid;
+	my $row = 'streaming database files|t|1';
+	is($node->safe_psql('postgres', $own), $row, "$by: progress");
+	for my $refused (
+		[ 'START_BACKUP', '55000', qr/^a backup is already in progress in this session$/ ],
+		[ "START_BACKUP (CHECKPOINT 'x')", '42601', qr/^unrecognized checkpoint type: "x"$/ ],
+		[ "SEND_FILES_CONTENT ('..')", '42602', qr/^invalid path/ ],
+		[ "STOP_BACKUP (LABEL 'x')", '22023', qr/^the given backup_label is not that/ ],
+		$conn->calls ? [ 'SELECT 1/0', '22012', qr/^division by zero$/ ] : ())
+	{
+		is_error($conn, @$refused, "$by: $refused->[0]");
+		is($node->safe_psql('postgres', $own), $row, "$by: still there after $refused->[0]");
+	}
+	if ($conn->calls)
+	{
+		query_ok($conn, 'VACUUM pg_am');
+		is($node->safe_psql('postgres', $own), $row, "$by: and after another command that has reported progress");
+	}
+	stop_backup($conn);
+	is($node->safe_psql('postgres', $own), '', "$by: gone with the backup");
+	$conn->query('SELECT 1/0') if $conn->calls;
+	is($node->safe_psql('postgres', $own), '', "$by: and for good");
+	$conn->close;
+}
+
 # A label of any kind.
 {
 	my $conn = connection($node);
