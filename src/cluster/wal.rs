@@ -33,6 +33,11 @@ pub enum WalFile {
 }
 
 impl WalRange {
+    /// What a backup needs that was started and stopped there.
+    pub fn new(start: (Lsn, u32), stop: (Lsn, u32), segment_size: u64) -> Self {
+        Self { start: start.0, stop: stop.0, start_timeline: start.1, stop_timeline: stop.1, segment_size }
+    }
+
     /// The numbers of the segments that hold the range.
     pub fn segments(&self) -> RangeInclusive<u64> {
         // The stop LSN is exclusive: at a segment's very beginning, the one before is the last.

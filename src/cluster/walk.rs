@@ -97,7 +97,7 @@ impl Walk<'_> {
             .follow_links(false)
             .follow_root_links(false)
             .into_iter();
-        let mut here: Option<Here> = None;
+        let mut here: Option<OpenDirectory> = None;
         while let Some(entry) = walk.next() {
             visitor.poll()?;
             let entry = match entry {
@@ -114,7 +114,7 @@ impl Walk<'_> {
             let directory = entry.path().parent().unwrap_or(Path::new(""));
             let here = match &mut here {
                 Some(here) if here.path.as_os_str() == directory.as_os_str() => here,
-                last => match Here::open(directory, self.relative(&start, top, directory))? {
+                last => match OpenDirectory::open(directory, self.relative(&start, top, directory))? {
                     Some(opened) => last.insert(opened),
                     None => continue,
                 },
@@ -205,7 +205,7 @@ impl Walk<'_> {
 
     /// Whether the name is a fork of an unlogged relation other than the init fork: replay makes
     /// those anew.
-    fn is_unlogged(&self, here: &mut Here, name: &[u8], visitor: &mut impl Visitor) -> Result<bool> {
+    fn is_unlogged(&self, here: &mut OpenDirectory, name: &[u8], visitor: &mut impl Visitor) -> Result<bool> {
         match init_fork(self.layout, &here.relative, name) {
             Some(init_fork) => Ok(here.init_forks(visitor)?.contains(&init_fork)),
             None => Ok(false),
@@ -236,7 +236,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// The directory that the walk is in. Its files are looked at by their names in it: the kernel has
 /// no path to follow for each.
-struct Here {
+struct OpenDirectory {
     /// As the walk has it.
     path: PathBuf,
     /// Relative to the data directory.
@@ -245,7 +245,7 @@ struct Here {
     init_forks: Option<HashSet<Vec<u8>>>,
 }
 
-impl Here {
+impl OpenDirectory {
     /// `None` if it has gone.
     fn open(path: &Path, relative: Vec<u8>) -> Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -358,7 +358,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("pg_parallel_backup_gone_{}", std::process::id()));
         fs::create_dir(&path).unwrap();
         fs::write(path.join("16384_init"), b"").unwrap();
-        let open = || Here::open(&path, b"base/5".to_vec()).unwrap();
+        let open = || OpenDirectory::open(&path, b"base/5".to_vec()).unwrap();
         struct Interrupted;
         impl Visitor for Interrupted {
             fn poll(&mut self) -> Result<()> {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use protocol::command::{FileRequest, Range, SendFilesContent};
 use protocol::frame::Compression;
-use protocol::{BackupPath, ChecksumAlgorithm, CommandKind, Lsn};
+use protocol::{BackupPath, ChecksumAlgorithm, CommandKind};
 
 use crate::backup::handle::{self, Handle};
 use crate::cluster::contents::{Member, WAL_DIR, member};
@@ -45,22 +45,22 @@ fn send(command: &SendFilesContent, handle: &Handle) -> Result<()> {
     put_message(tag::COPY_OUT, &[0, 0, 0]);
     let verify =
         command.verify_checksums.unwrap_or(handle.facts.verify_checksums) && server::data_checksums();
-    let mut transfer = Transfer {
-        pace: Steps::new(handle),
+    let mut copy = CopyOut {
+        pace: HandlePace::new(handle),
         opener: Opener::new(Path::new(ROOT)),
         sender: Sender::new(),
         verify,
         checksum: command.file_checksum,
     };
     let outcome = sources.into_iter().zip(&command.files).try_for_each(|(source, request)| {
-        transfer.sender.poll(&transfer.pace)?;
+        copy.sender.poll(&copy.pace)?;
         match source {
-            Source::Member(member) => transfer.member(request, &member),
-            Source::Wal(name, range, kind) => transfer.wal(&request.path, &name, &range, kind),
+            Source::Member(member) => copy.member(request, &member),
+            Source::Wal(name, range, kind) => copy.wal(&request.path, &name, &range, kind),
         }
     });
     // Before an error too: by what came before it the client knows which file failed.
-    transfer.sender.flush();
+    copy.sender.flush();
     outcome?;
     put_message(tag::COPY_DONE, &[]);
     Ok(())
@@ -78,7 +78,8 @@ impl<'a> Source<'a> {
     fn find(handle: &'a Handle, request: &FileRequest) -> Result<Self> {
         let path = &request.path;
         if let Some(stopped_at) = handle.stopped_at {
-            let range = wal_range(handle, stopped_at);
+            let started_at = (handle.facts.start_lsn, handle.facts.start_timeline);
+            let range = WalRange::new(started_at, stopped_at, wal::segment_size());
             let mut components = path.components();
             return match (components.next(), components.next(), components.next()) {
                 (Some(WAL_DIR), Some(name), None) => {
@@ -116,26 +117,16 @@ fn check_range(path: &BackupPath, member: &Member<'_>, range: Range) -> Result<(
     }
 }
 
-fn wal_range(handle: &Handle, (stop, stop_timeline): (Lsn, u32)) -> WalRange {
-    WalRange {
-        start: handle.facts.start_lsn,
-        stop,
-        start_timeline: handle.facts.start_timeline,
-        stop_timeline,
-        segment_size: wal::segment_size(),
-    }
-}
-
 /// The sending of one command's files.
-struct Transfer<'a> {
-    pace: Steps<'a>,
+struct CopyOut<'a> {
+    pace: HandlePace<'a>,
     opener: Opener<'a>,
     sender: Sender,
     verify: bool,
     checksum: ChecksumAlgorithm,
 }
 
-impl Transfer<'_> {
+impl CopyOut<'_> {
     fn member(&mut self, request: &FileRequest, member: &Member<'_>) -> Result<()> {
         self.pace.handle.check_not_promoted()?;
         let (file, metadata) = match self.opener.open(&request.path, member)? {
@@ -224,18 +215,18 @@ fn clamp(range: Option<Range>, size: u64) -> (u64, u64) {
 }
 
 /// Paces a command's files, and counts what has gone out.
-struct Steps<'a> {
+struct HandlePace<'a> {
     handle: &'a Handle,
     streamed: Cell<u64>,
 }
 
-impl<'a> Steps<'a> {
+impl<'a> HandlePace<'a> {
     fn new(handle: &'a Handle) -> Self {
         Self { handle, streamed: Cell::new(0) }
     }
 }
 
-impl Pace for Steps<'_> {
+impl Pace for HandlePace<'_> {
     fn poll(&self) -> Result<()> {
         self.handle.poll()
     }

@@ -111,13 +111,7 @@ fn finish(
     state.stop();
     let start = (state.start_lsn(), state.start_timeline());
     let stop = (state.stop_lsn(), state.stop_timeline());
-    let wal = WalRange {
-        start: start.0,
-        stop: stop.0,
-        start_timeline: start.1,
-        stop_timeline: stop.1,
-        segment_size: wal::segment_size(),
-    };
+    let wal = WalRange::new(start, stop, wal::segment_size());
     let spans = wal_spans(&wal::timeline_history(stop.1), start, stop)?;
     let names = fs::read_dir("pg_wal").map_err(|error| Error::io("open directory", b"pg_wal", error))?;
     let wal_files = wal.list(names.map(|entry| {

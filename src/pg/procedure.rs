@@ -14,7 +14,7 @@ use crate::pg::shim;
 
 /// How the CALL that is being executed came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Origin {
     /// As a statement of its own, by the simple query protocol, of the procedure with this OID.
     Simple(pg_sys::Oid),
     /// As a statement of its own, by the extended query protocol.
@@ -24,7 +24,7 @@ enum Way {
 }
 
 thread_local! {
-    static WAY: Cell<Way> = const { Cell::new(Way::Nested) };
+    static ORIGIN: Cell<Origin> = const { Cell::new(Origin::Nested) };
 }
 
 static PREVIOUS: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
@@ -40,14 +40,14 @@ pub enum Transaction {
 
 /// What PostgreSQL's function manager says of a call.
 #[derive(Debug, Clone, Copy)]
-pub struct Called {
+pub struct Invocation {
     function: pg_sys::Oid,
     /// By a CALL that lets transactions end: not if the procedure is SECURITY DEFINER or has
     /// settings of its own, which are undone in the transaction they were made in.
     by_call: bool,
 }
 
-impl Called {
+impl Invocation {
     /// Reads it. `info` is what a function of C language gets.
     // Only what PostgreSQL calls has one to give.
     #[allow(unsafe_code, clippy::not_unsafe_ptr_arg_deref)]
@@ -81,20 +81,20 @@ pub fn install() {
 #[allow(unsafe_code)]
 pub fn run(
     name: &'static CStr,
-    called: Called,
+    invocation: Invocation,
     transaction: Transaction,
     work: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let procedure = name.to_str().unwrap_or_default();
-    match WAY.replace(Way::Nested) {
+    match ORIGIN.replace(Origin::Nested) {
         // Another function that the CALL of some procedure came upon is nested too.
-        Way::Simple(function) if function == called.function => {}
-        Way::Extended => return Err(Error::ExtendedProtocol { procedure }),
-        Way::Simple(_) | Way::Nested => return Err(Error::NestedCall { procedure }),
+        Origin::Simple(function) if function == invocation.function => {}
+        Origin::Extended => return Err(Error::ExtendedProtocol { procedure }),
+        Origin::Simple(_) | Origin::Nested => return Err(Error::NestedCall { procedure }),
     }
     // SAFETY: looks at the state of transactions, and raises 25001 where a block is open.
     unsafe { pg_sys::PreventInTransactionBlock(true, name.as_ptr()) };
-    if !called.by_call {
+    if !invocation.by_call {
         return Err(Error::NestedCall { procedure });
     }
     // SAFETY: the CALL is at top level, so that the only snapshots are its portal's, and its
@@ -147,10 +147,10 @@ unsafe extern "C-unwind" fn process_utility(
             let function = if call.is_null() { pg_sys::InvalidOid } else { (*call).funcid };
             let top_level = context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
             // By the extended protocol the destination of a CALL is none at all (PortalRunMulti).
-            WAY.set(match (*destination).mydest {
-                pg_sys::CommandDest::DestRemote if top_level => Way::Simple(function),
-                _ if top_level => Way::Extended,
-                _ => Way::Nested,
+            ORIGIN.set(match (*destination).mydest {
+                pg_sys::CommandDest::DestRemote if top_level => Origin::Simple(function),
+                _ if top_level => Origin::Extended,
+                _ => Origin::Nested,
             });
         }
         let next = PREVIOUS.get().copied().flatten().or(shim::ppb_standard_process_utility);

@@ -13,7 +13,7 @@ use protocol::{Command, CommandKind};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::pg::arguments::Arguments;
-use crate::pg::procedure::{self, Called, Transaction};
+use crate::pg::procedure::{self, Invocation, Transaction};
 use crate::pg::{guard, report, role};
 
 /// START_BACKUP.
@@ -27,7 +27,7 @@ fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
         boolean("verify_checksums", given.boolean(3)),
         integer("max_rate", given.int8(4)),
     ];
-    call(CommandKind::StartBackup, c"START_BACKUP", Called::of(info), Vec::new(), options);
+    call(CommandKind::StartBackup, c"START_BACKUP", Invocation::of(info), Vec::new(), options);
 }
 
 /// SEND_FILE_LIST.
@@ -35,7 +35,7 @@ fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
 fn parallel_backup_send_file_list(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
     let options = [text("backup_id", given.text(0)), boolean("estimate", given.boolean(1))];
-    call(CommandKind::SendFileList, c"SEND_FILE_LIST", Called::of(info), Vec::new(), options);
+    call(CommandKind::SendFileList, c"SEND_FILE_LIST", Invocation::of(info), Vec::new(), options);
 }
 
 /// SEND_FILES_CONTENT. Offsets and lengths belong to the files at the same place; a NULL, or an
@@ -67,7 +67,7 @@ fn parallel_backup_send_files_content(info: pg_sys::FunctionCallInfo) {
         text("compression", given.text(6)),
         integer("compression_level", given.int4(7).map(i64::from)),
     ];
-    call(CommandKind::SendFilesContent, c"SEND_FILES_CONTENT", Called::of(info), files, options);
+    call(CommandKind::SendFilesContent, c"SEND_FILES_CONTENT", Invocation::of(info), files, options);
 }
 
 /// STOP_BACKUP.
@@ -81,14 +81,14 @@ fn parallel_backup_stop_backup(info: pg_sys::FunctionCallInfo) {
         // From 0.3.0.
         text("terminate_transfers", given.text(3)),
     ];
-    call(CommandKind::StopBackup, c"STOP_BACKUP", Called::of(info), Vec::new(), options);
+    call(CommandKind::StopBackup, c"STOP_BACKUP", Invocation::of(info), Vec::new(), options);
 }
 
 /// Carries out a command; an argument that is NULL is an option that was not given.
 fn call(
     kind: CommandKind,
     name: &'static CStr,
-    called: Called,
+    invocation: Invocation,
     files: Vec<RawFile>,
     options: impl IntoIterator<Item = Option<RawOption>>,
 ) {
@@ -104,7 +104,7 @@ fn call(
     };
     let work = || super::carry_out(Command::parse(kind, files, options));
     let result = check_rights(name).and_then(|()| {
-        procedure::run(name, called, transaction, || guard::on_failure(work, command::finished))
+        procedure::run(name, invocation, transaction, || guard::on_failure(work, command::finished))
     });
     match result {
         Ok(()) => command::finished(),
