@@ -49,7 +49,7 @@ for my $sql (send_files_sql([$relation], BACKUP_ID => $id), send_files_sql([$oth
 }
 
 # One over TLS: psql, which nobody reads from.
-my $psql;
+my ($psql, $fifo);
 SKIP:
 {
 	skip 'the server has no TLS', 1 unless `pg_config --configure` =~ /--with-(?:ssl=)?openssl/;
@@ -64,7 +64,7 @@ SKIP:
 	$node->reload;
 	POSIX::mkfifo("$tempdir/unread", 0600) or die $!;
 	# Opened for both, so that it neither waits for a reader nor has one.
-	sysopen(my $fifo, "$tempdir/unread", O_RDWR) or die $!;
+	sysopen($fifo, "$tempdir/unread", O_RDWR) or die $!;
 	my $sql = send_files_sql([$other], BACKUP_ID => $id);
 	$psql = IPC::Run::start(
 		[ 'psql', '-XAtq', '-d', 'host=127.0.0.1 sslmode=require application_name=unread port=' . $node->port
