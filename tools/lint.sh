@@ -23,6 +23,6 @@ use_server "$INSTALL/bin/pg_config"
 cargo clippy --workspace --all-targets "${features[@]}" -- -D warnings
 if command -v shellcheck >/dev/null; then
 	say 'shellcheck'
-	shellcheck --source-path="$TOOLS" --external-sources "$TOOLS"/*.sh "$ROOT"/tests/*.sh "$ROOT"/docs/*/*.sh .ci/run
+	shellcheck --source-path="$TOOLS" --external-sources "$TOOLS"/*.sh "$ROOT"/tests/*.sh "$ROOT"/docs/recipes/*.sh .ci/run
 fi
 say 'No complaints'

@@ -45,7 +45,7 @@ before_scratch_goes() {
 # default.
 run_tap() {
 	local suite=$1 status=0 passed=0 failed=1
-	cd "$2"
+	cd "$2" || exit 1
 	shift 2
 	run_job "$TOOLS/as-user.sh" perl "$RUN_ROOT/tools/run-tap.pl" "${PPB_JOBS:-2}" "$SCRATCH/log/counts" \
 		"$@" || status=$?
