@@ -19,6 +19,7 @@ pub struct Reply {
 #[derive(Debug)]
 pub struct ResultSet<'a> {
     columns: usize,
+    rows: u64,
     buffer: Vec<u8>,
     checksum: &'a mut RowChecksum,
 }
@@ -47,7 +48,7 @@ impl Reply {
             buffer.put_i16(0);
         }
         put_message(tag::ROW_DESCRIPTION, &buffer);
-        ResultSet { columns: columns.len(), buffer, checksum: &mut self.checksum }
+        ResultSet { columns: columns.len(), rows: 0, buffer, checksum: &mut self.checksum }
     }
 
     /// A result set of one row.
@@ -68,11 +69,13 @@ impl ResultSet<'_> {
         values().for_each(|value| put_value(&mut self.buffer, value));
         put_value(&mut self.buffer, Some(self.checksum.add(values()).as_bytes()));
         put_message(tag::DATA_ROW, &self.buffer);
+        self.rows += 1;
     }
 
-    /// Ends the result set, as BASE_BACKUP ends each of its own.
+    /// Ends the result set, with the number of its rows, as SELECT does: no checksum tells that the last is
+    /// missing.
     pub fn end(self) {
-        put_message(tag::COMMAND_COMPLETE, b"SELECT\0");
+        put_message(tag::COMMAND_COMPLETE, format!("SELECT {}\0", self.rows).as_bytes());
     }
 }
 

@@ -89,7 +89,7 @@ for my $replication (qw(true database))
 	is(scalar @$results, 3, "$prefix START_BACKUP: three result sets");
 	is($start->{reply}{tag}, tag_of($conn, 'START_BACKUP'), "$prefix START_BACKUP: tag");
 	is_deeply([ map { $_->{tag} } @$results ],
-		[ ('SELECT') x 3 ], "$prefix START_BACKUP: tags of the results");
+		[ ('SELECT 1') x 3 ], "$prefix START_BACKUP: tags of the results");
 	is_shape(
 		$results->[0], "$prefix START_BACKUP 1",
 		recptr => TEXT, tli => INT8, backup_id => TEXT, protocol => INT4,
@@ -132,6 +132,7 @@ START TIMELINE: 1
 	my $reply = query_ok($conn, 'SEND_FILE_LIST');
 	is(scalar @{ $reply->{results} }, 1, "$prefix SEND_FILE_LIST: one result set");
 	is($reply->{tag}, tag_of($conn, 'SEND_FILE_LIST'), "$prefix SEND_FILE_LIST: tag");
+	is($reply->{results}[0]{tag}, 'SELECT ' . @{ $reply->{results}[0]{rows} }, "$prefix SEND_FILE_LIST: tag of the result");
 	is_shape($reply->{results}[0], "$prefix SEND_FILE_LIST",
 		filename => TEXT, type => TEXT, size => INT8, mtime => INT8, mode => INT4);
 	my %listed;

@@ -52,6 +52,18 @@ CONF
 	return ($node, "$pgdata/$path", $path);
 }
 
+# The last row of the list, up to its checksum: what comes after it does not tell that it is missing.
+sub last_listed
+{
+	my ($node) = @_;
+	my $conn = sql_connection($node);
+	my $row = $conn->query("CALL parallel_backup.send_file_list(estimate => true)")->{results}[0]{rows}[-1];
+	$conn->close;
+	my $values = join '', map { pack('N/a*', $_) } @$row;
+
+	return 'D' . pack('N n', 4 + 2 + length $values, scalar @$row) . substr($values, 0, -8);
+}
+
 # Backs up through a network that changes a byte. Returns whether it says that all is well.
 sub backup_through
 {
@@ -156,6 +168,7 @@ for my $checksums (1, 0)
 		'a listed name' => { find => $listed, at => length($path) - 1, xor => 1 },
 		'a listed type' => { find => $listed, at => length($path) + 4, xor => 2 },
 		'a listed size' => { find => $listed, at => length($path) + 9, xor => 1 },
+		'the last row of the list, which libpq then drops' => { find => last_listed($node), at => 0, xor => 0x20 },
 		'the control file' => { find => unpack('H*', bytes_of("$pgdata/global/pg_control", 0, 8)), at => 50, xor => 1 },
 		'WAL' => { find => pack('Q<', $system), at => 500, xor => 8 });
 

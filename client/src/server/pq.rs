@@ -359,6 +359,12 @@ impl QueryResult {
         usize::try_from(unsafe { pq_sys::PQntuples(self.raw.as_ptr()) }).unwrap_or(0)
     }
 
+    /// The number of rows that the command tag has, if it has one.
+    pub fn affected_rows(&self) -> Option<u64> {
+        // SAFETY: the result is live; the string lives as long, and is empty where there is no number.
+        unsafe { text(pq_sys::PQcmdTuples(self.raw.as_ptr())) }.parse().ok()
+    }
+
     /// Number of columns.
     pub fn columns(&self) -> usize {
         // SAFETY: the result is live.

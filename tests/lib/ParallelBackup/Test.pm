@@ -238,7 +238,7 @@ sub result_hash
 }
 
 # The rows of a reply without their checksum column, after a look at it: it covers the
-# values of all rows so far.
+# values of all rows so far. And at the number of rows, which is in the tag.
 sub checked_results
 {
 	my ($reply) = @_;
@@ -257,6 +257,9 @@ sub checked_results
 			  if $checksum ne unpack('H*', pack('V', $crc));
 			push @rows, \@values;
 		}
+		my $count = @rows;
+		croak "$count rows of $result->{tag}"
+		  if $result->{tag} ne "SELECT $count";
 		push @results,
 		  { %$result, columns => [ @{ $result->{columns} }[ 0 .. $#{ $result->{columns} } - 1 ] ], rows => \@rows };
 	}
