@@ -231,14 +231,16 @@ for my $checksums (1, 0)
 		for my $case (
 			[ 'page header', { find => pack('Q<', $system), at => -10, xor => 1 } ],
 			[ 'segment size', { find => pack('Q<', $system), at => 10, xor => 1 } ],
+			[ 'position', { find => pack('Q<', $system), at => -46, xor => 1 }, qr/received write-ahead log of 1[0-9A-F]+\/[0-9A-F]+, expected that of 0\/[0-9A-F]+/ ],
 			[ 'a record', { find => 'MARKED-MESSAGE', at => 2000, xor => 1 } ],
 			[ 'nothing', { find => 'nothing has this', at => 0, xor => 1 } ])
 		{
-			my ($name, $change) = @$case;
+			my ($name, $change, $why) = @$case;
+			$why //= qr/write-ahead log at [0-9A-F\/]+ was damaged/;
 			my $copy = "$tempdir/" . ++$backups;
 			my ($good, $stderr) = backup_through($node, $copy, $plain, { %$change, always => 1 }, '--wal-method=stream');
 			is($good ? 1 : 0, $name eq 'nothing' ? 1 : 0, "streamed WAL, $name") or diag($stderr);
-			like($stderr, qr/WAL streaming failed: write-ahead log at [0-9A-F\/]+ was damaged/, "streamed WAL, $name: why") if !$good;
+			like($stderr, qr/WAL streaming failed: $why/, "streamed WAL, $name: why") if !$good;
 			ok($good || !-e "$copy/PG_VERSION", "streamed WAL, $name: nothing is left");
 		}
 		$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'CALL chatter()'));
