@@ -54,3 +54,38 @@ pub fn exit(code: c_int) -> ! {
     // SAFETY: nothing comes after it.
     unsafe { libc::_exit(code) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set for the process that the test starts: which language it is does not change any more once a program
+    /// runs.
+    const STARTED: &str = "PPB_TEST_OF_LANGUAGE";
+
+    #[test]
+    fn the_users_language() {
+        if std::env::var_os(STARTED).is_some() {
+            use_language();
+            for category in [libc::LC_CTYPE, libc::LC_MESSAGES, libc::LC_NUMERIC] {
+                // SAFETY: nothing is set; the string is static until the next call.
+                let name = unsafe { CStr::from_ptr(libc::setlocale(category, std::ptr::null())) };
+                println!("LOCALE {}", name.to_string_lossy());
+            }
+            return;
+        }
+        let test = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "os::tests::the_users_language", "--nocapture"])
+            .env(STARTED, "1")
+            .env("LC_ALL", "C.UTF-8")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(test.stdout).unwrap();
+        let locales: Vec<&str> =
+            said.lines().filter_map(|line| line.split_once("LOCALE ")).map(|at| at.1).collect();
+        // The locale of numbers stays that of every program's beginning.
+        assert_eq!(locales, ["C.UTF-8", "C.UTF-8", "C"], "{said}");
+    }
+}

@@ -203,6 +203,19 @@ for my $checksums (1, 0)
 		}
 	}
 
+	# What the manifest has, and who verifies, makes no difference.
+	for my $case ([ 'pg_xact', '--manifest-checksums=NONE' ], [ 'pg_xact', '--no-manifest' ], [ 'pg_xact', '--verify=client' ],
+		[ 'a relation page', '--verify=client' ], [ 'a relation page', '--verify=server' ], [ 'a relation page', '--no-verify-checksums', '--no-manifest' ])
+	{
+		my ($what, @options) = @$case;
+		my $name = join ' ', ($checksums ? 'page checksums,' : 'no page checksums,'), @options, $what;
+		my $copy = "$tempdir/" . ++$backups;
+		my ($good, $stderr) = backup_through($node, $copy, $plain, { %{ $change{$what} }, always => 1 }, '--wal-method=fetch', @options);
+		ok(-e "$copy.changed" && !$good, "$name: what always comes wrong is no success");
+		like($stderr, qr/could not fetch file "[^"]+" in 3 tries: file "[^"]+" was damaged in transit: its CRC32C checksum does not match/, "$name: why it failed");
+		ok(!-e "$copy/PG_VERSION", "$name: nothing is left");
+	}
+
 	# Any byte of what the server sends, also where it is encrypted.
 	for my $sslmode ('disable', $tls ? 'require' : ())
 	{
@@ -223,7 +236,8 @@ for my $checksums (1, 0)
 		$node->safe_psql('postgres', q(
 			CREATE PROCEDURE chatter() LANGUAGE plpgsql AS $$ BEGIN
 				LOOP
-					PERFORM pg_logical_emit_message(false, 'x', 'MARKED-MESSAGE' || repeat('m', 3000));
+					-- In two, so that the procedure itself has no such bytes.
+					PERFORM pg_logical_emit_message(false, 'x', 'MARKED-' || 'MESSAGE' || repeat('m', 3000));
 					PERFORM pg_sleep(0.002);
 					COMMIT;
 				END LOOP; END $$));

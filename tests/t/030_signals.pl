@@ -14,6 +14,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes ();
+use ParallelBackup::Proxy;
 use ParallelBackup::Test;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
@@ -162,6 +163,36 @@ for my $case ([ 'a transfer', '-c' => 'fast', '-r' => '4M' ], [ 'a checkpoint', 
 	$node->safe_psql('postgres', 'CHECKPOINT');
 }
 
+# --- and it says no more than the connection itself, where libpq can do that
+SKIP:
+{
+	skip 'the server has no TLS', 5 unless `pg_config --configure` =~ /--with-(?:ssl=)?openssl/;
+	my $pgdata = $node->data_dir;
+	my $made;
+	IPC::Run::run([ qw(openssl req -new -x509 -days 1 -nodes -newkey rsa:2048 -subj /CN=localhost),
+			'-keyout' => "$pgdata/server.key", '-out' => "$pgdata/server.crt" ], '>&' => \$made)
+	  or die $made;
+	chmod(0600, "$pgdata/server.key", "$pgdata/server.crt");
+	write_file("$pgdata/pg_hba.conf", "local all,replication all trust\nhost all,replication all 127.0.0.1/32 trust\n");
+	$node->append_conf('postgresql.conf', "ssl = on\nlisten_addresses = '127.0.0.1'\n");
+	$node->restart;
+	my $proxy = ParallelBackup::Proxy->new(server => $node->port, log => "$tempdir/codes");
+	$node->safe_psql('postgres', 'UPDATE t SET id = id');
+	my $run = start_client('-c' => 'spread', '-d' => 'host=127.0.0.1 sslmode=require gssencmode=disable port=' . $proxy->port);
+	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP'))
+	  or die "no checkpoint: $run->{err}";
+	my $before = () = slurp_file("$tempdir/codes") =~ /^/mg;
+	$run->{handle}->signal('INT');
+	is(ended($run), 1, 'cancelled over TLS: exit code');
+	nothing_is_left('cancelled over TLS');
+	my @codes = split /\n/, slurp_file("$tempdir/codes");
+	cmp_ok(scalar @codes, '>', $before, 'cancelled over TLS: by a request');
+	# SSLRequest and CancelRequest; libpq before 17 has no other way.
+	is_deeply([ grep { $_ != 80877103 } @codes ], [ server_major() < 17 ? 80877102 : () ], 'cancelled over TLS: encrypted');
+	$proxy->stop;
+	$node->safe_psql('postgres', 'CHECKPOINT');
+}
+
 # --- a second signal, when the first has no effect: here because the client waits for a file to be opened
 for my $made (0, 1)
 {
@@ -191,6 +222,8 @@ for my $made (0, 1)
 {
 	my $command = join ' ', map { "'$_'" } @client, '-c' => 'fast';
 	local %ENV = $node->_get_env();
+	# Whatever has started this test may ignore the signal, and have handed that down.
+	local $SIG{XFSZ} = 'DEFAULT';
 	command_checks_all([ 'sh', '-c', "ulimit -f 4000; exec $command" ], 1, [qr/^$/],
 		[qr/^pg_parallel_basebackup: error: could not write to file ".*": File too large$/m], 'ulimit -f');
 	nothing_is_left('ulimit -f');

@@ -217,7 +217,7 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -234,18 +234,21 @@ mod tests {
 
     /// Lists 64 empty files, enough for a batch, and waits until another connection has fetched them;
     /// only then the list ends, by `end`.
-    fn fetched_while_listed(end: Result<()>) -> (Result<()>, bool) {
+    fn fetched_while_listed(end: impl FnOnce() -> Result<()>) -> (Result<()>, bool) {
         const FILES: usize = 64;
         let names: Vec<_> = (0..FILES).map(|number| format!("base/5/{number}")).collect();
         let crc32c = ChecksumAlgorithm::Crc32c;
         let empty = Checksum::of(crc32c, b"");
         let answer: Vec<_> =
             names.iter().map(|name| fake_server::file_with(name, 0, 0, b"", 0, crc32c, &empty)).collect();
-        let servers = [FakeServer::start(Vec::new()), FakeServer::start(vec![fake_server::copy(&answer)])];
-        let (mut coordinator, worker) = (servers[0].connect(), servers[1].connect());
+        // It does not hang up while there is an answer left.
+        let answers = vec![fake_server::copy(&answer), Vec::new()];
+        let servers = [FakeServer::start(Vec::new()), FakeServer::start(answers)];
+        let abort = Arc::new(Abort::new().unwrap());
+        let [mut coordinator, worker] = servers.each_ref().map(|server| server.connect_of(&abort).unwrap());
         let arguments = ["pg_parallel_basebackup", "--discard", "-j", "2"].map(OsString::from);
         let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
-        let (abort, counters) = (Abort::new().unwrap(), Counters::default());
+        let counters = Counters::default();
         let cleanup = Cleanup::default();
         let work = Work {
             queue: &Queue::new(2, true),
@@ -275,7 +278,7 @@ mod tests {
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            end
+            end()
         };
         let facts = Mutex::default();
         let backup = Backup::new(&options, &abort, &cleanup, &counters, &facts);
@@ -286,11 +289,22 @@ mod tests {
 
     #[test]
     fn files_are_fetched_while_the_list_comes() {
-        let (outcome, complete) = fetched_while_listed(Ok(()));
+        let (outcome, complete) = fetched_while_listed(|| Ok(()));
         assert!(outcome.is_ok() && complete);
         let broken = Error::new(Kind::Server(*b"42501"), "ERROR:  could not stat file");
-        let (outcome, complete) = fetched_while_listed(Err(broken));
+        let (outcome, complete) = fetched_while_listed(|| Err(broken));
         assert_eq!(outcome.unwrap_err().message(), "ERROR:  could not stat file");
         assert!(!complete);
+    }
+
+    #[test]
+    fn a_panic_leaves_no_connection_waiting() {
+        let ended = std::thread::spawn(|| fetched_while_listed(|| panic!("on purpose")).1);
+        let began = Instant::now();
+        while !ended.is_finished() {
+            assert!(began.elapsed() < Duration::from_secs(60), "the other connection waits on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(ended.join().is_err());
     }
 }

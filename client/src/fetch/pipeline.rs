@@ -124,6 +124,7 @@ mod tests {
     struct Log {
         said: Vec<String>,
         full: bool,
+        broken: bool,
     }
 
     impl Sink for Log {
@@ -135,6 +136,7 @@ mod tests {
             if self.full {
                 return Err(Error::local("disk full"));
             }
+            assert!(!self.broken, "on purpose");
             self.said.push(String::from_utf8_lossy(&chunk).into_owned());
             Ok(())
         }
@@ -207,5 +209,19 @@ mod tests {
         );
         assert_eq!(outcome.unwrap_err().message(), "disk full");
         assert!(handed_over <= AHEAD + 2, "{handed_over}");
+    }
+
+    #[test]
+    fn a_panic_of_the_writing_ends_the_receiving() {
+        let mut log = Log { broken: true, ..Log::default() };
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            run(&mut log, |front| {
+                front.begin(0, &begin(u64::MAX))?;
+                loop {
+                    front.data(Chunk::from(&[0; GATHERED_BYTES][..]))?;
+                }
+            })
+        }));
+        assert!(outcome.is_err());
     }
 }

@@ -64,12 +64,17 @@ impl FakeServer {
 
     /// The same where it may be refused.
     pub fn try_connect(&self) -> Result<Session> {
+        self.connect_of(&Arc::new(Abort::new().unwrap()))
+    }
+
+    /// A connection of a backup that this ends.
+    pub fn connect_of(&self, abort: &Arc<Abort>) -> Result<Session> {
         let conninfo = format!(
             "host={} port=1 user=x sslmode=disable gssencmode=disable",
             Path::display(self.place.path())
         );
         let options = ConnectionOptions { conninfo: Some(conninfo.into()), ..ConnectionOptions::default() };
-        Connector::new(options, Arc::new(Abort::new().unwrap())).unwrap().connect(Route::Replication)
+        Connector::new(options, Arc::clone(abort)).unwrap().connect(Route::Replication)
     }
 
     /// What it was sent.

@@ -23,6 +23,8 @@ use constant STRAND_AFTER => 2 * 1024 * 1024;
 #   nth      without find: the byte with this number on each connection (with always) or on
 #            the first that has as many
 #   flag     a file that is made when a byte is changed
+#   log      a file that gets a line for each connection: the code that the client begins with, such as
+#            that of a request for TLS
 #   strand   instead of all that: the connection with this number, from 1, is closed to the client once
 #            the server has sent megabytes, and left open to the server, which nobody reads from
 sub new
@@ -86,7 +88,7 @@ sub _carry
 	my ($self, $client, $server) = @_;
 	my $both = IO::Select->new($client, $server);
 	# What was not handed on yet, because it may be the beginning of what is looked for.
-	my ($held, $sent) = ('', 0);
+	my ($held, $sent, $said) = ('', 0, 0);
 	my @changes = defined $self->{nth} ? ($self->{nth}) : ();
 	my $keep = defined $self->{find} ? length($self->{find}) - 1 : 0;
 
@@ -105,6 +107,7 @@ sub _carry
 			}
 			if ($from == $client)
 			{
+				$self->_log(unpack('x4 N', $bytes)) if $self->{log} && !$said++;
 				_write($server, $bytes) or return;
 				next;
 			}
@@ -135,6 +138,16 @@ sub _carry
 			_write($client, substr($scan, 0, length($scan) - length $held)) or return;
 		}
 	}
+	return;
+}
+
+sub _log
+{
+	my ($self, $code) = @_;
+
+	open my $file, '>>', $self->{log} or die "$self->{log}: $!";
+	syswrite $file, "$code\n";
+	close $file;
 	return;
 }
 
