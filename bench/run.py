@@ -32,7 +32,8 @@ class Row:
     target: str  # tmpfs, disk, synced, nowhere
     who: str  # pg_basebackup, ours, cp
     jobs: int = 1
-    # Who verifies: "" by default, "server", or "digests": without page checksums only digests are left.
+    # Who verifies: "" by default, "server", or "checksums": those of files, by the server, which are all that
+    # is left without page checksums.
     verify: str = ""
 
     @property
@@ -51,7 +52,7 @@ class Row:
             return "pg_basebackup"
         if self.who == "cp":
             return "cp -a" if self.jobs == 1 else "two cp side by side"
-        verify = {"": "", "server": ", server verifies, CRC32C", "digests": ", as without page checksums"}
+        verify = {"": "", "server": ", server verifies, CRC32C", "checksums": ", as without page checksums"}
         return f"ours -j {self.jobs}{verify[self.verify]}"
 
 
@@ -68,7 +69,7 @@ def rows(quick):
             yield Row(data, transport, target, "cp", 1)
             yield Row(data, transport, target, "cp", 2)
 
-    yield from group("pgbench", "socket", "tmpfs", [1, 2, 4, 8], verify=("server", "digests"), cp=True)
+    yield from group("pgbench", "socket", "tmpfs", [1, 2, 4, 8], verify=("server", "checksums"), cp=True)
     yield from group("pgbench", "tcp", "tmpfs", [2])
     yield from group("pgbench", "tls", "tmpfs", [2])
     yield from group("pgbench", "socket", "nowhere", [1, 2, 4, 8])
@@ -226,7 +227,7 @@ class Bench:
         program = [os.path.join(self.bin, "pg_parallel_basebackup"), *connection, "-j", str(row.jobs)]
         if row.verify == "server":
             program += ["--verify=server", "--manifest-checksums=CRC32C"]
-        elif row.verify == "digests":
+        elif row.verify == "checksums":
             program += ["--no-verify-checksums"]
         if row.target == "nowhere":
             return [([*program, "--discard"], None)]

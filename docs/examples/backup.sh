@@ -39,7 +39,7 @@ while (read(STDIN, my $type, 1)) {
 		get(1) eq "d" or die "$name: no data";
 		$data = get($left < 8192 ? $left : 8192); $sha->add($data); print $file $data }
 	close $file or die "$name: $!";
-	(get(1), get(15), get(32))[2] eq $sha->digest or die "$name: digest differs" }'
+	(get(1), get(15), get(32))[2] eq $sha->digest or die "$name: checksum differs" }'
 fetch() { # names of files, a line each
 	perl -ne 'chomp; s/\x27/\x27\x27/g; push @f, "\x27$_\x27";
 		END { print "CALL parallel_backup.send_files_content(files => ARRAY[", join(",", splice(@f, 0, 500)),

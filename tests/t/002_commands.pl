@@ -184,7 +184,7 @@ START TIMELINE: 1
 	is($end->{bytes}, 3, "$prefix e: bytes");
 	is($end->{failures}, 0, "$prefix e: page checksum failures");
 	is($end->{algorithm}, 'NONE', "$prefix e: algorithm");
-	is($end->{digest}, '', "$prefix e: no digest");
+	is($end->{digest}, '', "$prefix e: no checksum");
 
 	# A worker names the backup; the coordinator may.
 	my $worker = connection($node, replication => $replication);

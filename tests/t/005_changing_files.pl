@@ -83,7 +83,7 @@ sub slurp
 }
 
 # Within the transfer, which waits because nobody reads: cut or filled up to the
-# length that was announced.  With a digest, which covers the fill, the bytes go
+# length that was announced.  With a checksum, which covers the fill, the bytes go
 # by way of a buffer; without, straight from the page cache.
 for my $change (
 	[ 'truncated', 3 * MB ],

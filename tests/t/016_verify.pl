@@ -53,17 +53,17 @@ sub who_verified
 	my $log = slurp_file($node->logfile, $offset);
 	my @transfers = $log =~ /(?:received replication command|statement): ((?:CALL parallel_backup\.)?send_files_content.*)/gi;
 	return 'nobody' if !@transfers;
-	# Without the server's digest, only relation files of some size.
-	my @undigested = grep { !/FILE_CHECKSUM/i } @transfers;
-	return 'server' if !@undigested;
-	for my $transfer (@undigested)
+	# Without the server's checksum, only relation files of some size.
+	my @unchecked = grep { !/FILE_CHECKSUM/i } @transfers;
+	return 'server' if !@unchecked;
+	for my $transfer (@unchecked)
 	{
 		return "unclear: $transfer" if $transfer !~ /VERIFY_CHECKSUMS (?:=> )?false/i;
 		my @files = $transfer =~ m{'((?:base|global|pg_tblspc)?[^'\s=>]*/[^']+)'}g;
 		my @others = grep { !m{/\d+(?:_[a-z]+)?(?:\.\d+)?\z} } @files;
 		return "unclear: $transfer" if !@files || @others;
 	}
-	return @undigested < @transfers ? 'client' : 'client alone';
+	return @unchecked < @transfers ? 'client' : 'client alone';
 }
 
 my $number = 0;
@@ -116,7 +116,7 @@ for my $case (
 	same($first, $dir, $name);
 }
 {
-	# Digests that parts cannot be put together from.
+	# Checksums that parts cannot be put together from.
 	my ($dir) = backup('SHA256', 'client', $plain, '--manifest-checksums=SHA256');
 	like(slurp_file("$dir/backup_manifest"), qr/"SHA256"/, 'the manifest has them');
 	same($first, $dir, 'SHA256');
@@ -196,7 +196,7 @@ same("$tempdir/damaged.client", "$tempdir/damaged.server", 'damage');
 	my $offset = -s $node->logfile;
 	$node->command_ok([ @client, '--no-verify-checksums', '--dbname' => $plain, '--pgdata' => "$tempdir/unverified", '--tablespace-mapping' => "$tempdir/ts=$tempdir/unverified.ts" ],
 		'damage, --no-verify-checksums');
-	is(who_verified($offset), 'server', 'without page checksums the digests are all that there is');
+	is(who_verified($offset), 'server', q(without page checksums the server's checksums are all that there is));
 }
 $node->stop;
 

@@ -1,6 +1,6 @@
 # The files in a stream of frames, with the rules of the stream checked: every
 # "f" is followed by exactly the bytes that it announces and by its "e", whose
-# count and digest are those of the bytes.
+# count and checksum are those of the bytes.
 
 package ParallelBackup::Transfer;
 
