@@ -215,12 +215,16 @@ mod tests {
     fn a_panic_of_the_writing_ends_the_receiving() {
         let mut log = Log { broken: true, ..Log::default() };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            run(&mut log, |front| {
-                front.begin(0, &begin(u64::MAX))?;
-                loop {
-                    front.data(Chunk::from(&[0; GATHERED_BYTES][..]))?;
-                }
-            })
+            run(
+                &mut log,
+                |_| (),
+                |front| {
+                    front.begin(0, &begin(u64::MAX))?;
+                    loop {
+                        front.data(Chunk::from(&[0; GATHERED_BYTES][..]))?;
+                    }
+                },
+            )
         }));
         assert!(outcome.is_err());
     }
