@@ -115,6 +115,10 @@ stage_client() {
 	"$built/$program" --generate=zsh >"$share/zsh/vendor-completions/_$program"
 	"$built/$program" --generate=fish >"$share/fish/vendor_completions.d/$program.fish"
 	documents "$CLIENT" pg_parallel_backup_client
+	install -m 644 "$ROOT/docs/options.md" "$share/doc/$CLIENT/"
+	install -d "$share/doc/$CLIENT/examples"
+	install -m 644 "$ROOT/docs/recipes/README.md" "$share/doc/$CLIENT/examples/"
+	install -m 755 "$ROOT"/docs/recipes/*.sh "$share/doc/$CLIENT/examples/"
 }
 
 # documents PACKAGE CRATE cargo's options...: /usr/share/doc/PACKAGE
