@@ -6,6 +6,8 @@
 
 pub mod checksum;
 pub mod command;
+pub mod compression;
+pub mod features;
 pub mod frame;
 pub mod id;
 pub mod lsn;

@@ -1,0 +1,65 @@
+//! What a server can beyond the first version of the protocol: the words of the setting [`SETTING`].
+//!
+//! A client that wants one of these asks before START_BACKUP, so that no checkpoint is paid for a backup that
+//! the server refuses later. Words are only ever added.
+
+/// The setting, to be read with SHOW on any connection. A server that does not know it has none of the features.
+pub const SETTING: &str = "pg_parallel_backup.features";
+
+/// A feature of SEND_FILES_CONTENT and its kin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// COMPRESSION 'lz4'.
+    Lz4,
+    /// COMPRESSION 'zstd', with COMPRESSION_DETAIL 'long'.
+    Zstd,
+}
+
+impl Feature {
+    /// Every feature that this version of the protocol's crate knows, in the order of [`SETTING`].
+    pub const ALL: [Self; 2] = [Self::Lz4, Self::Zstd];
+
+    /// Its word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// What a server says that it can.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Features(Vec<Feature>);
+
+impl Features {
+    /// Reads the setting; words that are not known here are skipped.
+    pub fn parse(setting: &str) -> Self {
+        let words: Vec<_> = setting.split(',').map(str::trim).collect();
+        Self(Feature::ALL.into_iter().filter(|feature| words.contains(&feature.name())).collect())
+    }
+
+    /// Whether it is among them.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.0.contains(&feature)
+    }
+}
+
+/// The setting of a server that has these features.
+pub fn setting(features: impl IntoIterator<Item = Feature>) -> String {
+    features.into_iter().map(Feature::name).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_side_says_the_other_reads() {
+        assert_eq!(setting(Feature::ALL), "lz4, zstd");
+        assert_eq!(Features::parse(&setting(Feature::ALL)), Features(Feature::ALL.to_vec()));
+        assert_eq!(Features::parse(""), Features::default());
+        let later = Features::parse("zstd,telepathy, zstd-but-better");
+        assert!(later.has(Feature::Zstd) && !later.has(Feature::Lz4));
+    }
+}
