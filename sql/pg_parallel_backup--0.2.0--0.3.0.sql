@@ -59,6 +59,20 @@ BEGIN
 END $$;
 
 -- With another argument it is another procedure, which nobody may execute yet.
+DROP PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4);
+CREATE PROCEDURE parallel_backup.send_files_content(
+    files text[],
+    backup_id text DEFAULT NULL,
+    offsets int8[] DEFAULT NULL,
+    lengths int8[] DEFAULT NULL,
+    verify_checksums boolean DEFAULT NULL,
+    file_checksum text DEFAULT NULL,
+    compression text DEFAULT NULL,
+    compression_level int4 DEFAULT NULL,
+    compression_detail text DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'parallel_backup_send_files_content_wrapper';
+REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text) FROM PUBLIC;
 DROP PROCEDURE parallel_backup.stop_backup(text, text, boolean);
 CREATE PROCEDURE parallel_backup.stop_backup(
     backup_id text DEFAULT NULL,

@@ -88,7 +88,8 @@ CREATE PROCEDURE parallel_backup.send_files_content(
     verify_checksums boolean DEFAULT NULL,
     file_checksum text DEFAULT NULL,
     compression text DEFAULT NULL,
-    compression_level int4 DEFAULT NULL)
+    compression_level int4 DEFAULT NULL,
+    compression_detail text DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_send_files_content_wrapper';
 
@@ -103,5 +104,5 @@ AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
 -- They read every file of the cluster, and pg_hba.conf's replication rules do not guard them.
 REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean) FROM PUBLIC;
-REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text) FROM PUBLIC;

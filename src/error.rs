@@ -5,6 +5,7 @@
 
 use std::io;
 
+use compression::EncodeError;
 use protocol::path::encode;
 use protocol::{BackupId, CommandError, CommandKind, SqlState};
 
@@ -17,9 +18,6 @@ pub enum Error {
     /// The command itself is wrong.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// An option that a later version will have.
-    #[error("{0} is not supported yet")]
-    NotSupported(&'static str),
     /// The library was loaded in the middle of a session.
     #[error("pg_parallel_backup must be loaded by way of \"shared_preload_libraries\"")]
     NotPreloaded,
@@ -164,6 +162,9 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// A file's bytes could not be compressed.
+    #[error(transparent)]
+    Compression(#[from] EncodeError),
     /// The server's random source failed.
     #[error("could not generate random backup identifier")]
     NoRandom,
@@ -187,7 +188,7 @@ impl Error {
     pub fn sqlstate(&self) -> SqlState {
         match self {
             Self::Command(error) => error.sqlstate(),
-            Self::NotSupported(_) | Self::ExtendedProtocol { .. } => SqlState::FEATURE_NOT_SUPPORTED,
+            Self::ExtendedProtocol { .. } => SqlState::FEATURE_NOT_SUPPORTED,
             Self::NestedCall { .. } => SqlState::ACTIVE_SQL_TRANSACTION,
             Self::NotPreloaded
             | Self::HookVersion { .. }
@@ -214,6 +215,8 @@ impl Error {
             Self::ControlFileCrc | Self::ChecksumFailures => SqlState::DATA_CORRUPTED,
             Self::WalSize { .. } | Self::InvalidSegment { .. } => SqlState::INTERNAL_ERROR,
             Self::Io { source, .. } => io_sqlstate(source),
+            Self::Compression(EncodeError::OutOfMemory) => SqlState::OUT_OF_MEMORY,
+            Self::Compression(EncodeError::Library(_)) => SqlState::INTERNAL_ERROR,
             Self::NoRandom | Self::TimelineHistory { .. } => SqlState::INTERNAL_ERROR,
         }
     }
@@ -254,6 +257,9 @@ impl Error {
                  Try taking another online backup."
                     .into(),
             ),
+            Self::Compression(EncodeError::OutOfMemory) => {
+                Some("A lower level of compression takes less memory.".into())
+            }
             Self::RangeAlignment { block_size, .. } => {
                 Some(format!("Offset and length must be multiples of {block_size} bytes."))
             }

@@ -77,6 +77,9 @@ needs() {
 		echo "postgresql-server-dev-$PG|its header files|test -f /usr/include/postgresql/$PG/server/postgres.h"
 	fi
 	if [ -n "${PPB_CHECK:-}" ]; then
+		# tests/lib/ParallelBackup/Compressed.pm reads with them what the server has compressed.
+		echo 'lz4|the program lz4|has_program lz4'
+		echo 'zstd|the program zstd|has_program zstd'
 		echo 'python3-psycopg|psycopg 3 for Python (PPB_PYTHON names one that has it)|has_psycopg'
 	fi
 }

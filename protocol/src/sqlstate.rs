@@ -27,6 +27,8 @@ impl SqlState {
     pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
     /// 42809, a directory, or not a regular file.
     pub const WRONG_OBJECT_TYPE: Self = Self(*b"42809");
+    /// 53200, no memory for a level of compression.
+    pub const OUT_OF_MEMORY: Self = Self(*b"53200");
     /// 53400, too many backups at once.
     pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
     /// 54000, too many files in one command.

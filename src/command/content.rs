@@ -5,7 +5,6 @@ use std::path::Path;
 use std::rc::Rc;
 
 use protocol::command::{FileRequest, Range, SendFilesContent};
-use protocol::frame::Compression;
 use protocol::{BackupPath, ChecksumAlgorithm, CommandKind};
 
 use crate::backup::handle::{self, Handle};
@@ -26,12 +25,6 @@ const ROOT: &str = ".";
 
 /// Sends files, in the order asked, in one CopyOut.
 pub fn run(command: &SendFilesContent) -> Result<()> {
-    if command.compression != Compression::None {
-        return Err(Error::NotSupported("COMPRESSION"));
-    }
-    if command.compression_level.is_some() {
-        return Err(Error::NotSupported("COMPRESSION_LEVEL"));
-    }
     handle::transfer(command.backup_id, CommandKind::SendFilesContent, |handle| send(command, handle))
 }
 
@@ -42,13 +35,14 @@ fn send(command: &SendFilesContent, handle: &Handle) -> Result<()> {
     // What can be refused without looking at the disk is refused before the CopyOut begins.
     let sources =
         command.files.iter().map(|request| Source::find(handle, request)).collect::<Result<Vec<_>>>()?;
+    let sender = Sender::new(&command.compression)?;
     put_message(tag::COPY_OUT, &[0, 0, 0]);
     let verify =
         command.verify_checksums.unwrap_or(handle.facts.verify_checksums) && server::data_checksums();
     let mut copy = CopyOut {
         pace: HandlePace::new(handle),
         opener: Opener::new(Path::new(ROOT)),
-        sender: Sender::new(),
+        sender,
         verify,
         checksum: command.file_checksum,
     };

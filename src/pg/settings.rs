@@ -1,9 +1,13 @@
 //! The extension's settings.
 
+use std::ffi::{CStr, CString};
+
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use protocol::features::{self, Feature};
 
 static MAX_BACKUPS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static REPLICATION_GRAMMAR: GucSetting<bool> = GucSetting::<bool>::new(false);
+static FEATURES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 /// Defines the settings. While the postmaster loads libraries only.
 pub fn define() {
@@ -25,18 +29,32 @@ pub fn define() {
         GucContext::Internal,
         GucFlags::empty(),
     );
+    GucRegistry::define_string_guc(
+        c"pg_parallel_backup.features",
+        c"Shows what parallel backups of this server can do that those of every server cannot.",
+        c"Words with commas between them.",
+        &FEATURES,
+        GucContext::Internal,
+        GucFlags::empty(),
+    );
     reserve_prefix();
+    show(c"pg_parallel_backup.features", &CString::new(features::setting(Feature::ALL)).unwrap_or_default());
 }
 
 /// Sets `pg_parallel_backup.replication_grammar`, by which clients choose their route.
-#[allow(unsafe_code)]
 pub fn show_replication_grammar() {
+    show(c"pg_parallel_backup.replication_grammar", c"on");
+}
+
+/// Sets a setting that nobody else can.
+#[allow(unsafe_code)]
+fn show(setting: &CStr, value: &CStr) {
     // SAFETY: C strings, copied; while the postmaster loads libraries, and of a setting that was
     // defined.
     unsafe {
         pgrx::pg_sys::SetConfigOption(
-            c"pg_parallel_backup.replication_grammar".as_ptr(),
-            c"on".as_ptr(),
+            setting.as_ptr(),
+            value.as_ptr(),
             pgrx::pg_sys::GucContext::PGC_INTERNAL,
             pgrx::pg_sys::GucSource::PGC_S_DYNAMIC_DEFAULT,
         );

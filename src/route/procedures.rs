@@ -66,6 +66,8 @@ fn parallel_backup_send_files_content(info: pg_sys::FunctionCallInfo) {
         text("file_checksum", given.text(5)),
         text("compression", given.text(6)),
         integer("compression_level", given.int4(7).map(i64::from)),
+        // From 0.3.0.
+        text("compression_detail", given.text(8)),
     ];
     call(CommandKind::SendFilesContent, c"SEND_FILES_CONTENT", Invocation::of(info), files, options);
 }

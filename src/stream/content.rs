@@ -3,6 +3,8 @@
 //! Most go by way of the outbox: read into memory of this process, verified, checksummed, checked once
 //! more, and then sent. What the client gets are the bytes that were looked at.
 //!
+//! What is to be compressed is so on its way into the outbox (`compress`).
+//!
 //! Relation files may go the direct way, from page cache to socket without a copy, where nobody wants them
 //! looked at. There the kernel keeps references to pages of the cache until the client has received them,
 //! seconds or hours after `sendfile` returned: the client gets what the pages have *then*. For relation files
@@ -29,6 +31,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 
 use pages::checksum::Checksum;
+use protocol::compression::WireCompression;
 use protocol::frame::{Compression, FileBegin, FileEnd, Frame, MAX_FRAME};
 use protocol::{ChecksumAlgorithm, Lsn};
 
@@ -39,6 +42,7 @@ use crate::pg::read::read_at;
 use crate::pg::report;
 use crate::pg::socket::ConnectionLost;
 use crate::stream::cache::CacheKeeper;
+use crate::stream::compress::Compressor;
 use crate::stream::outbox::{CHUNK, Outbox};
 
 /// File bytes in a data frame that goes straight from page cache to socket: whole blocks, as many
@@ -104,17 +108,19 @@ pub struct Sent {
     pub checksum_failures: u32,
 }
 
-/// Sends files; keeps its buffer from one to the next.
+/// Sends files; keeps its memory from one to the next.
 #[derive(Debug)]
 pub struct Sender {
     outbox: Outbox,
+    compressor: Option<Compressor>,
     cache: CacheKeeper,
 }
 
 impl Sender {
-    /// Makes the buffer and looks at the connection.
-    pub fn new() -> Self {
-        Self { outbox: Outbox::of_session(), cache: CacheKeeper::default() }
+    /// Gets its memory and looks at the connection.
+    pub fn new(compression: &WireCompression) -> Result<Self> {
+        let compressor = Compressor::new(compression)?;
+        Ok(Self { outbox: Outbox::of_session(), compressor, cache: CacheKeeper::default() })
     }
 
     /// Says that a file is not there.
@@ -141,15 +147,17 @@ impl Sender {
         after_read: impl Fn() -> Result<()>,
     ) -> Result<Sent> {
         let outbox = &mut self.outbox;
-        outbox.frame(&Frame::FileBegin(FileBegin {
-            size: content.metadata.len(),
-            offset: content.offset,
-            length: content.length,
-            mtime: content.metadata.mtime(),
-            mode: content.metadata.mode() & 0o7777,
-            compression: Compression::None,
-            path: content.path,
-        }));
+        let head = |compression| {
+            Frame::FileBegin(FileBegin {
+                size: content.metadata.len(),
+                offset: content.offset,
+                length: content.length,
+                mtime: content.metadata.mtime(),
+                mode: content.metadata.mode() & 0o7777,
+                compression,
+                path: content.path,
+            })
+        };
         let mut checksum = Checksum::new(content.checksum);
         let mut reader =
             Reader { content, cache: &mut self.cache, verify: content.pages, at_end: false, failures: 0 };
@@ -158,10 +166,23 @@ impl Sender {
             && content.pages.is_none()
             && content.checksum.is_empty()
             && content.length >= DIRECT_MINIMUM;
+        let done = match &mut self.compressor {
+            Some(compressor) if content.length > 0 => {
+                compressor.send(content.length, head, outbox, pace, |bytes, done| {
+                    reader.prepare(content.offset + done, bytes.len());
+                    reader.fill(&mut [IoSliceMut::new(bytes)], content.offset + done, &mut checksum)?;
+                    after_read()
+                })?
+            }
+            _ => {
+                outbox.frame(&head(Compression::None));
+                0
+            }
+        };
         let done = if direct {
-            send_direct(&mut reader, outbox, pace, after_read)?
+            send_direct(&mut reader, done, outbox, pace, after_read)?
         } else {
-            send_gathered(&mut reader, outbox, &mut checksum, pace, after_read)?
+            send_gathered(&mut reader, done, outbox, &mut checksum, pace, after_read)?
         };
         let failures = reader.failures;
         reader.report_total();
@@ -177,17 +198,18 @@ impl Sender {
 
 /// Serves interrupts. What was said before one that ends the transfer goes out first: by it the
 /// client knows how far the transfer came.
-fn poll(outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
+pub(super) fn poll(outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
     if interrupt::is_pending() {
         outbox.flush();
     }
     pace.poll()
 }
 
-/// Sends a file's bytes by way of the outbox, where they are verified and checksummed while they are in
-/// cache.
+/// Sends a file's bytes, but for those that are `done`, by way of the outbox, where they are verified and
+/// checksummed while they are in cache.
 fn send_gathered(
     reader: &mut Reader<'_>,
+    mut done: u64,
     outbox: &mut Outbox,
     checksum: &mut Checksum,
     pace: &impl Pace,
@@ -195,7 +217,6 @@ fn send_gathered(
 ) -> Result<u64> {
     let content = reader.content;
     let most = pace.chunk(CHUNK).min(CHUNK);
-    let mut done = 0;
     while done < content.length {
         poll(outbox, pace)?;
         // Nothing that has had its turn waits for the next.
@@ -219,17 +240,17 @@ fn send_gathered(
     Ok(done)
 }
 
-/// Sends a file's bytes from page cache to socket. A frame that has begun is completed, with
-/// zeroes where the file has ended or cannot be read; the error comes after.
+/// Sends a file's bytes, but for those that are `done`, from page cache to socket. A frame that has begun is
+/// completed, with zeroes where the file has ended or cannot be read; the error comes after.
 fn send_direct(
     reader: &mut Reader<'_>,
+    mut done: u64,
     outbox: &mut Outbox,
     pace: &impl Pace,
     after_read: impl Fn() -> Result<()>,
 ) -> Result<u64> {
     let content = reader.content;
     let most = pace.chunk(DIRECT_CHUNK).min(DIRECT_CHUNK);
-    let mut done = 0;
     while done < content.length {
         poll(outbox, pace)?;
         if pace.is_limited() {
@@ -288,12 +309,6 @@ fn direct_frame(
         socket.send_zeroes(length - sent)?;
     }
     Ok(failure)
-}
-
-impl Default for Sender {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// Reads a file that may change meanwhile.

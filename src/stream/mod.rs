@@ -1,6 +1,7 @@
 //! Bytes out: result sets, frames, checksums and the rate limit.
 
 pub mod cache;
+pub mod compress;
 pub mod content;
 pub mod outbox;
 pub mod rows;

@@ -90,11 +90,18 @@ my $no_id = '0123456789abcdef' x 2;
 		[ "START_BACKUP (MAX_RATE 'x')", '42601', qr/^max_rate requires an integer value$/, '22P02', qr/^invalid input syntax for type bigint: "x"$/ ],
 		[ "$files (VERIFY_CHECKSUMS 2)", '42601', qr/^verify_checksums requires a Boolean value$/, $unknown->('send_files_content(files => text[], verify_checksums => integer)') ],
 		[ 'START_BACKUP (LABEL)', '42601', qr/^label requires a parameter$/, $unknown->('start_backup(label => boolean)') ],
-		# Not yet.
-		[ "$files (COMPRESSION 'lz4')", '0A000', qr/^COMPRESSION is not supported yet$/ ],
-		[ "$files (COMPRESSION zstd)", '0A000', qr/^COMPRESSION is not supported yet$/ ],
-		[ "$files (COMPRESSION lz4, COMPRESSION_LEVEL '-1')", '0A000', qr/^COMPRESSION is not supported yet$/ ],
-		[ "$files (COMPRESSION_LEVEL 3)", '0A000', qr/^COMPRESSION_LEVEL is not supported yet$/ ])
+		# Compression that there is not.
+		[ "$files (COMPRESSION lz4, COMPRESSION_LEVEL '-1')", '22023', qr/^invalid compression specification: compression algorithm "lz4" expects a compression level between 1 and 12 \(default at 0\)$/ ],
+		[ "$files (COMPRESSION 'zstd', COMPRESSION_LEVEL 23)", '22023', qr/^invalid compression specification: compression algorithm "zstd" expects a compression level between -131072 and 22 \(default at 3\)$/ ],
+		[ "$files (COMPRESSION 'zstd', COMPRESSION_LEVEL '-131073')", '22023', qr/^invalid compression specification: compression algorithm "zstd" expects/ ],
+		[ "$files (COMPRESSION 'none', COMPRESSION_LEVEL 1)", '42601', qr/^invalid compression specification: compression algorithm "none" does not accept a compression level$/ ],
+		[ "$files (COMPRESSION_LEVEL 3)", '42601', qr/^compression level cannot be specified unless compression is enabled$/ ],
+		[ "$files (COMPRESSION_DETAIL 'long')", '42601', qr/^compression detail cannot be specified unless compression is enabled$/ ],
+		[ "$files (COMPRESSION zstd, COMPRESSION_DETAIL 'thunk')", '42601', qr/^invalid compression specification: unrecognized compression option: "thunk"$/ ],
+		[ "$files (COMPRESSION zstd, COMPRESSION_DETAIL '')", '42601', qr/^invalid compression specification: found empty string where a compression option was expected$/ ],
+		[ "$files (COMPRESSION lz4, COMPRESSION_DETAIL 'long')", '42601', qr/^invalid compression specification: compression algorithm "lz4" does not support long-distance mode$/ ],
+		[ "$files (COMPRESSION zstd, COMPRESSION_DETAIL 'level=3', COMPRESSION_LEVEL 3)", '42601', qr/^compression level is specified more than once$/ ],
+		[ "$files (COMPRESSION zstd, COMPRESSION_DETAIL 'workers=2')", '0A000', qr/^invalid compression specification: a transfer is not compressed by several workers$/ ])
 	{
 		my ($sql, $sqlstate, $message, @by_call) = @$case;
 		($sqlstate, $message) = @by_call if @by_call && stock_server();

@@ -115,6 +115,28 @@ sub fails_between_frames
 	return;
 }
 
+# Compressed there is nothing for sendfile(), and what cannot be read ends a stream where it stands.
+sub fails_in_stream
+{
+	my ($name, $conn, @id) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	for my $at ($offset, 0)
+	{
+		faults(EIO, EIO, offset => $at);
+		my $reply = $conn->query(send_files_sql([ 'PG_VERSION', $large, 'postgresql.conf' ], @id, VERIFY_CHECKSUMS => 'false', COMPRESSION => 'zstd'));
+		my @frames = @{ $reply->{frames} };
+
+		is_report($reply->{error}, '58030', qr/^could not read file "\Q$large\E": Input\/output error$/, "$name, from $at");
+		is(scalar @{ $reply->{errors} }, 1, "$name, from $at: one error");
+		# Which file it is, the client knows even where no byte of it was read.
+		is(join('', map { $_->{type} } @frames) =~ s/d+/d/gr, $at ? 'fdefd' : 'fdef', "$name, from $at: frames");
+		my ($begin) = grep { $_->{type} eq 'f' && $_->{path} eq $large } @frames;
+		is($begin->{compression}, $at ? 2 : 0, "$name, from $at: what was announced");
+		no_faults();
+	}
+	return;
+}
+
 sub is_whole
 {
 	my ($name, $conn, @id) = @_;
@@ -145,6 +167,7 @@ for my $route (stock_server() ? () : 'commands', 'calls')
 		fails_in_frame("$name, no reading, again", $conn, @id);
 		fails_between_frames("$name, no reading, digest", $conn, @id);
 		no_faults();
+		fails_in_stream("$name, no reading, compressed", $conn, @id);
 		is_whole("$name, mended", $conn, @id);
 	}
 	# What is not for sendfile() is read.

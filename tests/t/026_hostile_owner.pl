@@ -93,6 +93,13 @@ my $to_0_2_0 = q(
 	CREATE PROCEDURE parallel_backup.stop_backup(backup_id text DEFAULT NULL, label text DEFAULT NULL, wait boolean DEFAULT NULL)
 		LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_stop_backup_wrapper';
 	ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.stop_backup;
+	ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.send_files_content;
+	DROP PROCEDURE parallel_backup.send_files_content;
+	CREATE PROCEDURE parallel_backup.send_files_content(files text[], backup_id text DEFAULT NULL, offsets int8[] DEFAULT NULL,
+		lengths int8[] DEFAULT NULL, verify_checksums boolean DEFAULT NULL, file_checksum text DEFAULT NULL,
+		compression text DEFAULT NULL, compression_level int4 DEFAULT NULL)
+		LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_send_files_content_wrapper';
+	ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.send_files_content;
 	UPDATE pg_extension SET extnamespace = 'parallel_backup'::regnamespace, extversion = '0.2.0' WHERE extname = 'pg_parallel_backup';
 	INSERT INTO pg_depend SELECT 'pg_extension'::regclass, oid, 0, 'pg_namespace'::regclass, extnamespace, 0, 'n' FROM pg_extension WHERE extname = 'pg_parallel_backup';
 	ALTER SCHEMA parallel_backup OWNER TO mallory;

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use super::grammar::{compression_name, parenthesized, pid_list, quote};
+use super::grammar::{parenthesized, pid_list, quote};
 use super::{Checkpoint, Command, FileRequest, Range};
+use crate::compression::Method;
 use crate::frame::Compression;
 use crate::id::BackupId;
 
@@ -37,10 +38,14 @@ impl Command {
                 if !content.file_checksum.is_empty() {
                     arguments.quoted("file_checksum", content.file_checksum.name().as_bytes());
                 }
-                if content.compression != Compression::None {
-                    arguments.quoted("compression", compression_name(content.compression).as_bytes());
+                if content.compression.algorithm != Compression::None {
+                    let method = Method::from(content.compression.algorithm);
+                    arguments.quoted("compression", method.name().as_bytes());
+                    arguments.bare("compression_level", content.compression.level);
+                    if let Some(detail) = content.compression.detail() {
+                        arguments.quoted("compression_detail", detail.as_bytes());
+                    }
                 }
-                arguments.bare("compression_level", content.compression_level);
             }
             Self::StopBackup(stop) => {
                 arguments.backup_id(stop.backup_id);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Checkpoint, Command, FileRequest};
+use crate::compression::Method;
 use crate::frame::Compression;
 use crate::id::BackupId;
 
@@ -45,11 +46,14 @@ impl Command {
                 if !content.file_checksum.is_empty() {
                     options.bare(&format!("FILE_CHECKSUM '{}'", content.file_checksum.name()));
                 }
-                if content.compression != Compression::None {
-                    options.bare(&format!("COMPRESSION '{}'", compression_name(content.compression)));
-                }
-                if let Some(level) = content.compression_level {
-                    options.bare(&format!("COMPRESSION_LEVEL '{level}'"));
+                if content.compression.algorithm != Compression::None {
+                    options.bare(&format!("COMPRESSION '{}'", Method::from(content.compression.algorithm)));
+                    if let Some(level) = content.compression.level {
+                        options.bare(&format!("COMPRESSION_LEVEL '{level}'"));
+                    }
+                    if let Some(detail) = content.compression.detail() {
+                        options.bare(&format!("COMPRESSION_DETAIL '{detail}'"));
+                    }
                 }
                 if !options.0.is_empty() {
                     text.extend_from_slice(b" WITH");
@@ -94,14 +98,6 @@ impl FileRequest {
 
 pub(super) fn pid_list(pids: &[u32]) -> String {
     pids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
-}
-
-pub(super) fn compression_name(algorithm: Compression) -> &'static str {
-    match algorithm {
-        Compression::None => "none",
-        Compression::Lz4 => "lz4",
-        Compression::Zstd => "zstd",
-    }
 }
 
 /// Options on their way out.

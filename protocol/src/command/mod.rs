@@ -9,7 +9,7 @@ use std::fmt;
 
 use crate::MAX_FILES_PER_COMMAND;
 use crate::checksum::ChecksumAlgorithm;
-use crate::frame::Compression;
+use crate::compression::{SpecificationError, WireCompression};
 use crate::id::BackupId;
 use crate::path::{BackupPath, PathError};
 use crate::sqlstate::SqlState;
@@ -121,9 +121,7 @@ pub struct SendFilesContent {
     /// The checksum in each end frame.
     pub file_checksum: ChecksumAlgorithm,
     /// How data frames are compressed.
-    pub compression: Compression,
-    /// The compression level, in the algorithm's own scale.
-    pub compression_level: Option<i32>,
+    pub compression: WireCompression,
 }
 
 /// One file of SEND_FILES_CONTENT.
@@ -235,6 +233,15 @@ pub enum CommandError {
         /// The value, as given.
         value: String,
     },
+    /// A compression that no transfer can have.
+    #[error("invalid compression specification: {0}")]
+    Compression(SpecificationError),
+    /// More of a compression that was not asked for.
+    #[error("compression {0} cannot be specified unless compression is enabled")]
+    NoCompression(&'static str),
+    /// COMPRESSION_LEVEL, and another level in COMPRESSION_DETAIL.
+    #[error("compression level is specified more than once")]
+    LevelTwice,
     /// A path that no file can have.
     #[error("invalid path \"{path}\": {source}")]
     Path {
@@ -263,9 +270,24 @@ impl CommandError {
             | Self::DuplicateOption(_)
             | Self::WrongKind { .. }
             | Self::UnknownWord { .. }
+            | Self::NoCompression(_)
+            | Self::LevelTwice
             | Self::NoFiles => SqlState::SYNTAX_ERROR,
             Self::MaxRate { .. } => SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
             Self::OutOfRange { .. } => SqlState::INVALID_PARAMETER_VALUE,
+            Self::Compression(error) => match error {
+                SpecificationError::Level { .. } => SqlState::INVALID_PARAMETER_VALUE,
+                SpecificationError::Workers => SqlState::FEATURE_NOT_SUPPORTED,
+                SpecificationError::UnknownMethod(_)
+                | SpecificationError::EmptyOption
+                | SpecificationError::UnknownOption(_)
+                | SpecificationError::NoValue(_)
+                | SpecificationError::NoInteger(_)
+                | SpecificationError::NoBoolean(_)
+                | SpecificationError::NoLevels(_)
+                | SpecificationError::NoWorkers(_)
+                | SpecificationError::NoLong(_) => SqlState::SYNTAX_ERROR,
+            },
             Self::Path { .. } => SqlState::INVALID_NAME,
             Self::UnknownBackup(_) => SqlState::UNDEFINED_OBJECT,
             Self::TooManyFiles => SqlState::PROGRAM_LIMIT_EXCEEDED,

@@ -1,13 +1,12 @@
 //! Commands as a grammar or a CALL yields them, checked.
 
 use super::MAX_RATE_RANGE;
-use super::grammar::compression_name;
 use super::{
     Checkpoint, Command, CommandError, CommandKind, FileRequest, Range, RawFile, RawOption, RawValue,
     SendFileList, SendFilesContent, StartBackup, StopBackup,
 };
 use crate::MAX_FILES_PER_COMMAND;
-use crate::frame::Compression;
+use crate::compression::{Method, Specification, WireCompression};
 use crate::id::BackupId;
 use crate::path::{BackupPath, encode};
 
@@ -80,6 +79,7 @@ fn parse_send_files_content(
         return Err(CommandError::TooManyFiles);
     }
     let mut command = SendFilesContent::default();
+    let mut compression = CompressionOptions::default();
     while let Some((name, value)) = options.next()? {
         match &*name {
             b"backup_id" => command.backup_id = Some(value.backup_id()?),
@@ -91,24 +91,62 @@ fn parse_send_files_content(
                     .and_then(|name| name.parse().ok())
                     .ok_or_else(|| unknown_word("checksum algorithm", &text))?;
             }
-            b"compression" => {
-                let text = value.text("compression")?;
-                command.compression = [Compression::None, Compression::Lz4, Compression::Zstd]
-                    .into_iter()
-                    .find(|algorithm| compression_name(*algorithm).as_bytes().eq_ignore_ascii_case(&text))
-                    .ok_or_else(|| unknown_word("compression algorithm", &text))?;
-            }
-            b"compression_level" => {
-                let level = value.integer("compression_level")?;
-                command.compression_level = Some(i32::try_from(level).map_err(|_| {
-                    CommandError::OutOfRange { option: "compression_level", value: level.to_string() }
-                })?);
-            }
+            b"compression" => compression.method = Some(parse_method(&value.text("compression")?)?),
+            b"compression_level" => compression.level = Some(value.integer("compression_level")?),
+            b"compression_detail" => compression.detail = Some(value.text("compression_detail")?),
             _ => return Err(options.unknown(&name)),
         }
     }
+    command.compression = compression.check()?;
     command.files = files.into_iter().map(parse_file).collect::<Result<_, _>>()?;
     Ok(command)
+}
+
+/// A word, and only those that a frame can say.
+fn parse_method(text: &[u8]) -> Result<Method, CommandError> {
+    [Method::None, Method::Lz4, Method::Zstd]
+        .into_iter()
+        .find(|method| method.name().as_bytes().eq_ignore_ascii_case(text))
+        .ok_or_else(|| unknown_word("compression algorithm", text))
+}
+
+/// What was said of compression, in whatever order.
+#[derive(Default)]
+struct CompressionOptions {
+    method: Option<Method>,
+    level: Option<i64>,
+    detail: Option<Vec<u8>>,
+}
+
+impl CompressionOptions {
+    fn check(self) -> Result<WireCompression, CommandError> {
+        let Some(method) = self.method else {
+            return match (self.detail, self.level) {
+                (None, None) => Ok(WireCompression::default()),
+                (Some(_), _) => Err(CommandError::NoCompression("detail")),
+                (None, Some(_)) => Err(CommandError::NoCompression("level")),
+            };
+        };
+        let read = |text: &str| Specification::parse(method, Some(text)).map_err(CommandError::Compression);
+        let level = self.level.map(|level| read(&level.to_string())).transpose()?;
+        let detail = self.detail.map(|detail| read(&encode_words(&detail))).transpose()?;
+        let mut all = detail.or(level).unwrap_or(Specification { method, ..Specification::default() });
+        if let (Some(level), Some(_)) = (level, detail) {
+            if all.level.is_some() {
+                return Err(CommandError::LevelTwice);
+            }
+            all.level = level.level;
+        }
+        WireCompression::try_from(all).map_err(CommandError::Compression)
+    }
+}
+
+/// Text as it is where every encoding has it, and percent-encoded, as no option is, where not.
+fn encode_words(text: &[u8]) -> String {
+    match std::str::from_utf8(text) {
+        Ok(text) if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) => text.to_owned(),
+        _ => encode(text),
+    }
 }
 
 fn parse_file(file: RawFile) -> Result<FileRequest, CommandError> {

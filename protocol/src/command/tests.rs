@@ -1,4 +1,5 @@
 use super::*;
+use crate::frame::Compression;
 
 const ID: &str = "00112233445566778899aabbccddeeff";
 
@@ -124,7 +125,7 @@ fn files_and_ranges() {
     assert_eq!(command.files[1].range, Some(Range { offset: 8192, length: None }));
     assert_eq!(command.files[2].range, Some(Range { offset: 0, length: Some(1 << 34) }));
     assert_eq!(command.file_checksum, ChecksumAlgorithm::Sha256);
-    assert_eq!(command.compression, Compression::Lz4);
+    assert_eq!(command.compression.algorithm, Compression::Lz4);
 }
 
 #[test]
@@ -147,6 +148,94 @@ fn refusals_of_files() {
     let many = |n| (0..n).map(|i| file(&format!("f{i}"), vec![])).collect::<Vec<_>>();
     assert_eq!(content(many(1024), vec![]).unwrap().files.len(), 1024);
     assert_eq!(code(many(1025), vec![]), SqlState::PROGRAM_LIMIT_EXCEEDED);
+}
+
+#[test]
+fn compression_in_whatever_order() {
+    let parse = |options| content(vec![file("a", vec![])], options).map(|command| command.compression);
+    let zstd = |level, long| Ok(WireCompression { algorithm: Compression::Zstd, level, long });
+    assert_eq!(parse(vec![word("compression", "ZSTD")]), zstd(None, false));
+    assert_eq!(
+        parse(vec![number("compression_level", -7), word("compression", "zstd")]),
+        zstd(Some(-7), false)
+    );
+    assert_eq!(
+        parse(vec![
+            word("compression_detail", "long"),
+            word("compression_level", "22"),
+            word("compression", "zstd")
+        ]),
+        zstd(Some(22), true)
+    );
+    assert_eq!(
+        parse(vec![word("compression", "zstd"), word("compression_detail", "level=9,long=on")]),
+        zstd(Some(9), true)
+    );
+    assert_eq!(parse(vec![word("compression", "none")]), Ok(WireCompression::default()));
+    assert_eq!(
+        parse(vec![word("compression", "none"), number("compression_level", 0)]),
+        Ok(WireCompression { level: Some(0), ..WireCompression::default() })
+    );
+
+    let refused = |options, code: SqlState, words: &str| {
+        let error = parse(options).unwrap_err();
+        assert_eq!((error.sqlstate(), error.to_string().as_str()), (code, words));
+    };
+    let with = |name: &str, option| vec![word("compression", name), option];
+    let syntax = SqlState::SYNTAX_ERROR;
+    refused(vec![word("compression", "gzip")], syntax, "unrecognized compression algorithm: \"gzip\"");
+    refused(
+        vec![number("compression_level", 1)],
+        syntax,
+        "compression level cannot be specified unless compression is enabled",
+    );
+    refused(
+        vec![word("compression_detail", "long")],
+        syntax,
+        "compression detail cannot be specified unless compression is enabled",
+    );
+    refused(
+        with("zstd", word("compression_level", "high")),
+        syntax,
+        "compression_level requires an integer value",
+    );
+    for level in [-1, 13, 1 << 40] {
+        refused(
+            with("lz4", number("compression_level", level)),
+            SqlState::INVALID_PARAMETER_VALUE,
+            "invalid compression specification: compression algorithm \"lz4\" expects a compression level \
+             between 1 and 12 (default at 0)",
+        );
+    }
+    refused(
+        with("none", number("compression_level", 1)),
+        syntax,
+        "invalid compression specification: compression algorithm \"none\" does not accept a compression level",
+    );
+    refused(
+        with("lz4", word("compression_detail", "long")),
+        syntax,
+        "invalid compression specification: compression algorithm \"lz4\" does not support long-distance mode",
+    );
+    refused(
+        with("zstd", word("compression_detail", "thunk\u{fc}")),
+        syntax,
+        "invalid compression specification: unrecognized compression option: \"thunk%C3%BC\"",
+    );
+    refused(
+        with("zstd", word("compression_detail", "workers=2")),
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "invalid compression specification: a transfer is not compressed by several workers",
+    );
+    refused(
+        vec![
+            word("compression", "zstd"),
+            number("compression_level", 1),
+            word("compression_detail", "level=1"),
+        ],
+        syntax,
+        "compression level is specified more than once",
+    );
 }
 
 #[test]
@@ -187,11 +276,11 @@ fn text_of_the_commands() {
                 backup_id: Some(ID.parse().unwrap()),
                 verify_checksums: Some(false),
                 file_checksum: ChecksumAlgorithm::Crc32c,
-                compression: Compression::Zstd,
-                compression_level: Some(-3),
+                compression: WireCompression { algorithm: Compression::Zstd, level: Some(-3), long: true },
             }),
             "SEND_FILES_CONTENT ('a') WITH (BACKUP_ID '00112233445566778899aabbccddeeff', \
-             VERIFY_CHECKSUMS false, FILE_CHECKSUM 'CRC32C', COMPRESSION 'zstd', COMPRESSION_LEVEL '-3')",
+             VERIFY_CHECKSUMS false, FILE_CHECKSUM 'CRC32C', COMPRESSION 'zstd', COMPRESSION_LEVEL '-3', \
+             COMPRESSION_DETAIL 'long')",
         ),
         (
             Command::StopBackup(StopBackup { wait: false, ..StopBackup::default() }),
@@ -251,12 +340,11 @@ fn calls_of_the_procedures() {
                 backup_id: Some(ID.parse().unwrap()),
                 verify_checksums: Some(false),
                 file_checksum: ChecksumAlgorithm::Crc32c,
-                compression: Compression::Zstd,
-                compression_level: Some(-3),
+                compression: WireCompression { algorithm: Compression::Zstd, level: Some(-3), long: true },
             }),
             "CALL parallel_backup.send_files_content(files => ARRAY['a']::pg_catalog.text[], \
              backup_id => '00112233445566778899aabbccddeeff', verify_checksums => false, \
-             file_checksum => 'CRC32C', compression => 'zstd', compression_level => -3)",
+             file_checksum => 'CRC32C', compression => 'zstd', compression_level => -3, compression_detail => 'long')",
         ),
         (Command::StopBackup(StopBackup::default()), "CALL parallel_backup.stop_backup()"),
         (

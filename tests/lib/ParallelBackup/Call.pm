@@ -12,7 +12,8 @@ use Exporter 'import';
 our @EXPORT_OK = qw(call_of);
 
 # Arguments that are text: a number is a string there.
-my %is_text = map { $_ => 1 } qw(label checkpoint backup_id file_checksum compression terminate_transfers);
+my %is_text = map { $_ => 1 } qw(label checkpoint backup_id file_checksum compression compression_detail
+	terminate_transfers);
 
 # The CALL that asks for what a command asks for.  What is none of the four
 # commands comes back as it is.

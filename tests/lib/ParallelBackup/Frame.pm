@@ -49,6 +49,7 @@ sub decode_frame
 		croak "file frame too short" if length($body) < 37;
 		my ($size, $offset, $length, $mtime, $mode, $compression, $rest) =
 		  unpack('q> q> q> q> N C a*', $body);
+		croak "unknown compression $compression" if $compression > 2;
 		return {
 			type => 'f',
 			size => $size,

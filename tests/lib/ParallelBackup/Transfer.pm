@@ -1,6 +1,7 @@
 # The files in a stream of frames, with the rules of the stream checked: every
 # "f" is followed by exactly the bytes that it announces and by its "e", whose
-# count and checksum are those of the bytes.
+# count and checksum are those of the bytes. Compressed ones are decompressed when
+# some have come: `complete` says that all of them were looked at.
 
 package ParallelBackup::Transfer;
 
@@ -9,7 +10,10 @@ use warnings FATAL => 'all';
 
 use Carp;
 use Digest::SHA ();
+use ParallelBackup::Compressed qw(decompress);
 use ParallelBackup::Frame qw(digest_of);
+
+use constant DECOMPRESSED_TOGETHER => 4 * 1024 * 1024;
 
 # new(begin => sub, data_sink => sub, end => sub, vanish => sub, sha => bits)
 #
@@ -21,7 +25,7 @@ sub new
 {
 	my ($class, %params) = @_;
 
-	return bless { %params, files => [], vanished => [], skipped => [] }, $class;
+	return bless { %params, files => [], vanished => [], skipped => [], waiting => 0 }, $class;
 }
 
 # Reads frames that were kept.
@@ -31,6 +35,7 @@ sub of
 	my $self = $class->new(%params);
 
 	$self->frame($_) for @$frames;
+	$self->_decompress;
 	return $self;
 }
 
@@ -43,6 +48,14 @@ sub frame
 	if ($type eq 'd')
 	{
 		croak "data outside of a file" unless $file;
+		if ($file->{compression})
+		{
+			croak "file \"$file->{path}\": a frame of " . length($frame->{data}) . " compressed bytes"
+			  if length($frame->{data}) > 8192;
+			$file->{stream} .= $frame->{data};
+			$file->{frames}++;
+			return;
+		}
 		$file->{received} += length($frame->{data});
 		croak "file \"$file->{path}\" got $file->{received} bytes of $file->{length}"
 		  if $file->{received} > $file->{length};
@@ -65,22 +78,19 @@ sub frame
 	elsif ($type eq 'e')
 	{
 		croak "end outside of a file" unless $file;
-		croak "file \"$file->{path}\": $file->{received} bytes of $file->{length}"
-		  if $file->{received} != $file->{length};
 		croak "file \"$file->{path}\" ends with $frame->{bytes} bytes"
 		  if $frame->{bytes} != $file->{length};
 		$file->{$_} = $frame->{$_} for qw(failures algorithm digest);
-		my $sha = delete $file->{sha};
-		my $expected =
-		    $file->{algorithm} eq 'NONE' ? ''
-		  : $sha && $file->{algorithm} eq "SHA$self->{sha}" ? $sha->digest
-		  : $self->{data_sink} ? undef
-		  : digest_of($file->{algorithm}, $file->{data});
-		croak "file \"$file->{path}\": $file->{algorithm} differs"
-		  if defined $expected && $expected ne $file->{digest};
 		push @{ $self->{files} }, $file;
-		$self->{end}->($file) if $self->{end};
 		$self->{open} = undef;
+		if (!$file->{compression})
+		{
+			$self->_end($file);
+			return;
+		}
+		push @{ $self->{compressed} }, $file;
+		$self->{waiting} += length $file->{stream};
+		$self->_decompress if $self->{waiting} > DECOMPRESSED_TOGETHER;
 	}
 	elsif ($type eq 'v')
 	{
@@ -95,7 +105,52 @@ sub frame
 	return;
 }
 
+# All of its bytes are there.
+sub _end
+{
+	my ($self, $file) = @_;
+
+	croak "file \"$file->{path}\": $file->{received} bytes of $file->{length}"
+	  if $file->{received} != $file->{length};
+	my $sha = delete $file->{sha};
+	my $expected =
+	    $file->{algorithm} eq 'NONE' ? ''
+	  : $sha && $file->{algorithm} eq "SHA$self->{sha}" ? $sha->digest
+	  : $self->{data_sink} ? undef
+	  : digest_of($file->{algorithm}, $file->{data});
+	croak "file \"$file->{path}\": $file->{algorithm} differs"
+	  if defined $expected && $expected ne $file->{digest};
+	$self->{end}->($file) if $self->{end};
+	return;
+}
+
+# Those that came compressed, as if their bytes had come as they are. Many at a time: it takes
+# a process for each time.
+sub _decompress
+{
+	my ($self) = @_;
+	my $files = delete $self->{compressed} or return;
+
+	$self->{waiting} = 0;
+	for my $one (decompress(@$files))
+	{
+		my ($file, $data) = @$one;
+		$file->{received} = length $data;
+		if ($self->{data_sink}) { $self->{data_sink}->($file, $data) }
+		else { $file->{data} = $data }
+		$file->{sha}->add($data) if $file->{sha};
+		$self->_end($file);
+	}
+	return;
+}
+
 # No file is left half sent.
-sub complete { return !defined $_[0]->{open} }
+sub complete
+{
+	my ($self) = @_;
+
+	$self->_decompress;
+	return !defined $self->{open};
+}
 
 1;

@@ -1,0 +1,108 @@
+//! A file's bytes as one complete frame of zstd or lz4, a stream (docs/protocol.md), by way of the outbox.
+//!
+//! What is compressed was read, verified and checksummed before, by `content`'s reader. What the library holds
+//! back between two chunks is at most one of its blocks.
+
+use compression::{Encoder, Step};
+use protocol::compression::WireCompression;
+use protocol::frame::{Compression, Frame};
+
+use crate::error::Result;
+use crate::stream::content::{Pace, poll};
+use crate::stream::outbox::{CHUNK, Outbox};
+
+/// What is tried before it is said how a file comes. A block of zstd's, so that a stream loses nothing by being
+/// flushed there.
+const SAMPLE: usize = 128 * 1024;
+
+/// A file whose sample does not lose as many hundredths comes as it is.
+const WORTH_PERCENT: usize = 5;
+
+/// Compresses files; keeps its memory from one to the next.
+#[derive(Debug)]
+pub struct Compressor {
+    encoder: Encoder,
+    algorithm: Compression,
+    buffer: Vec<u8>,
+}
+
+impl Compressor {
+    /// Makes contexts for what was asked for, if that is any compression.
+    pub fn new(asked: &WireCompression) -> Result<Option<Self>> {
+        let compressor = Encoder::new(asked)?.map(|encoder| Self {
+            encoder,
+            algorithm: asked.algorithm,
+            buffer: vec![0; CHUNK],
+        });
+        Ok(compressor)
+    }
+
+    /// Sends a file of `length` bytes, at least one, as a stream, or only its first ones as they are where a
+    /// stream is not worth it; says so by `head` before. Returns how many have gone out. `read` fills a buffer
+    /// with what comes after so many bytes.
+    pub fn send<'f>(
+        &mut self,
+        length: u64,
+        head: impl Fn(Compression) -> Frame<'f>,
+        outbox: &mut Outbox,
+        pace: &impl Pace,
+        mut read: impl FnMut(&mut [u8], u64) -> Result<()>,
+    ) -> Result<u64> {
+        poll(outbox, pace)?;
+        let sample = usize::try_from(length).map_or(SAMPLE, |length| length.min(SAMPLE));
+        let bytes = &mut self.buffer[..sample];
+        let step = if sample as u64 == length { Step::End } else { Step::Flush };
+        let tried = read(bytes, 0).and_then(|()| {
+            self.encoder.begin(length)?;
+            Ok(self.encoder.encode(bytes, step)?)
+        });
+        let stream = match tried {
+            Ok(stream) => stream,
+            Err(error) => {
+                // By it the client knows which file failed.
+                outbox.frame(&head(Compression::None));
+                return Err(error);
+            }
+        };
+        let mut done = sample as u64;
+        if stream.len() * 100 > sample * (100 - WORTH_PERCENT) {
+            outbox.frame(&head(Compression::None));
+            put(bytes, outbox, pace)?;
+            pace.sent(done);
+            return Ok(done);
+        }
+        outbox.frame(&head(self.algorithm));
+        put(stream, outbox, pace)?;
+        pace.sent(done);
+        while done < length {
+            poll(outbox, pace)?;
+            let chunk = usize::try_from(length - done).map_or(CHUNK, |left| left.min(CHUNK));
+            let bytes = &mut self.buffer[..chunk];
+            read(bytes, done)?;
+            done += chunk as u64;
+            let step = if done == length { Step::End } else { Step::Continue };
+            put(self.encoder.encode(bytes, step)?, outbox, pace)?;
+            pace.sent(chunk as u64);
+        }
+        Ok(done)
+    }
+}
+
+/// Sends bytes that are in memory, compressed ones or not, as their turn comes.
+fn put(bytes: &[u8], outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
+    for turn in bytes.chunks(pace.chunk(CHUNK).min(CHUNK)) {
+        // Nothing that has had its turn waits for the next.
+        if pace.is_limited() {
+            outbox.flush();
+        }
+        pace.throttle(turn.len() as u64)?;
+        let mut rest = turn;
+        for place in outbox.places(turn.len()) {
+            let (here, after) = rest.split_at(place.len());
+            place.copy_from_slice(here);
+            rest = after;
+        }
+        outbox.filled(turn.len());
+    }
+    Ok(())
+}
