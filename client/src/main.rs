@@ -5,6 +5,7 @@
 //! - `options`: the command line;
 //! - `server`: connections, commands and their results, what comes read past libpq;
 //! - `fetch`: files and who fetches them, until they are known to be right;
+//! - `compress`: what comes compressed;
 //! - `wal`: segments, the WAL stream, and what WAL says of itself;
 //! - `output`: where all of it goes;
 //! - `report`: what the user hears.
@@ -16,6 +17,7 @@ mod abort;
 #[cfg(test)]
 mod allocations;
 mod backup;
+mod compress;
 mod error;
 mod fetch;
 mod limits;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::recovery;
+use protocol::compression::WireCompression;
+
+use super::{compression, recovery};
 use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::reconnect::{Reconnect, check_same};
@@ -27,6 +29,8 @@ pub(super) struct Connections {
     pub(super) modes: Modes,
     pub(super) segment_size: u64,
     pub(super) recovery_settings: Option<Vec<u8>>,
+    /// What all transfers ask for.
+    pub(super) compression: WireCompression,
 }
 
 impl Connections {
@@ -43,6 +47,7 @@ impl Connections {
         }
         let modes = Modes::of_data_directory(&coordinator.show("data_directory_mode")?)?;
         let system = coordinator.identify_system()?;
+        let compression = compression::of_server(options, &mut coordinator)?;
         let recovery_settings = options.write_recovery_conf.then(|| {
             let slot = match &options.wal {
                 Wal::Stream { slot: Slot::Named { name, .. }, .. } => Some(name.as_str()),
@@ -66,7 +71,17 @@ impl Connections {
         let workers = (1..options.jobs).map(|_| another(&system, route)).collect::<Result<Vec<_>>>()?;
         let segment_size = parse_size(&coordinator.show("wal_segment_size")?)?;
         let reconnect = Reconnect { connector, route, system: system.clone(), abort: Arc::clone(abort) };
-        Ok(Self { coordinator, workers, wal, reconnect, system, modes, segment_size, recovery_settings })
+        Ok(Self {
+            coordinator,
+            workers,
+            wal,
+            reconnect,
+            system,
+            modes,
+            segment_size,
+            recovery_settings,
+            compression,
+        })
     }
 }
 

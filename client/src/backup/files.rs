@@ -231,6 +231,7 @@ mod tests {
     use pages::checksum::Checksum;
     use pages::names::NameRules;
     use protocol::ChecksumAlgorithm;
+    use protocol::compression::WireCompression;
 
     /// Lists 64 empty files, enough for a batch, and waits until another connection has fetched them;
     /// only then the list ends, by `end`.
@@ -259,6 +260,7 @@ mod tests {
             algorithm: ChecksumAlgorithm::Crc32c,
             pages: None,
             names: NameRules::Since17,
+            compression: WireCompression::default(),
             verify: None,
             past_libpq: true,
             sync: false,

@@ -1,5 +1,6 @@
 //! A backup from beginning to end: the order of things, and what happens when one fails.
 
+mod compression;
 mod connections;
 mod dry_run;
 mod estimate;
@@ -174,6 +175,7 @@ impl<'a> Backup<'a> {
             modes,
             segment_size,
             recovery_settings,
+            compression,
         } = connections;
         self.reconnect = Some(reconnect);
         let options = self.options;
@@ -267,6 +269,7 @@ impl<'a> Backup<'a> {
                 output,
                 pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
                 names: NameRules::of_server(u32::try_from(server_version).unwrap_or_default()),
+                compression,
                 verify: options.verify,
                 pipelined: (output.keeps() && has_cores_to_spare(options.jobs)).then_some(PIPELINED_MINIMUM),
                 past_libpq: options.past_libpq,

@@ -3,12 +3,15 @@
 //! them; where this side does, page by page, with a checksum made here that says nothing about the way.
 //! Where the bytes go is for a `Sink` to say.
 
+use compression::DecodeError;
 use pages::names::{self, NameRules};
 use pages::page::{self, BLOCK_SIZE};
 use protocol::command::{FileRequest, Range};
+use protocol::compression::WireCompression;
 use protocol::frame::Compression;
 use protocol::{ChecksumAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
+use crate::compress::{Failure, Inflater};
 use crate::error::{Error, Result};
 use crate::server::chunk::{Chunk, Kept};
 use pages::checksum::Checksum;
@@ -64,6 +67,8 @@ pub struct Checks {
     pub pages: Option<PageRule>,
     /// How the server reads the names of files, and so which have pages.
     pub names: NameRules,
+    /// How files may come compressed.
+    pub compression: WireCompression,
 }
 
 /// Which pages must have a checksum that fits.
@@ -86,10 +91,13 @@ pub struct Receiver<'a> {
     open: Option<Open>,
     /// The beginning of a page whose end is in the next message.
     torn: Vec<u8>,
+    /// What decompresses, once there was something to decompress.
+    inflater: Option<Inflater>,
 }
 
 #[derive(Debug)]
 struct Open {
+    coming: Coming,
     size: u64,
     offset: u64,
     length: u64,
@@ -98,6 +106,16 @@ struct Open {
     received: u64,
     checksum: Checksum,
     pages: Option<Pages>,
+}
+
+/// How a file's bytes come.
+#[derive(Debug)]
+enum Coming {
+    AsTheyAre,
+    /// As a stream.
+    Compressed,
+    /// As a stream that was given up, and why. What else comes of it means nothing.
+    Damaged(DecodeError),
 }
 
 /// The pages of a file that is being received.
@@ -114,7 +132,7 @@ struct Pages {
 impl<'a> Receiver<'a> {
     /// These files or ranges, in this order.
     pub fn new(wanted: &'a [FileRequest], checks: Checks) -> Self {
-        Self { wanted, checks, position: 0, open: None, torn: Vec::new() }
+        Self { wanted, checks, position: 0, open: None, torn: Vec::new(), inflater: None }
     }
 
     /// The first file that has not been answered for.
@@ -166,9 +184,7 @@ impl<'a> Receiver<'a> {
         if (begin.offset, begin.length) != clamp(wanted.range, begin.size) {
             return Err(self.violation("another part of a file than was asked for"));
         }
-        if begin.compression != Compression::None {
-            return Err(self.violation("compression that was not asked for"));
-        }
+        let coming = self.begin_stream(begin)?;
         let pages = self.checks.pages.and_then(|rule| {
             let names::Pages::From(first_block) = self.checks.names.pages_of(&wanted.path) else {
                 return None;
@@ -184,6 +200,7 @@ impl<'a> Receiver<'a> {
         sink.begin(self.position, begin)?;
         self.torn.clear();
         self.open = Some(Open {
+            coming,
             size: begin.size,
             offset: begin.offset,
             length: begin.length,
@@ -196,8 +213,55 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
+    fn begin_stream(&mut self, begin: &FileBegin<'_>) -> Result<Coming> {
+        let asked = self.checks.compression;
+        if begin.compression == Compression::None {
+            return Ok(Coming::AsTheyAre);
+        }
+        if begin.compression != asked.algorithm {
+            return Err(self.violation("compression that was not asked for"));
+        }
+        let inflater = self.inflater.get_or_insert_with(|| Inflater::new(&asked));
+        match inflater.begin(begin.compression, begin.length) {
+            Ok(()) => Ok(Coming::Compressed),
+            Err(Failure::Stream(error)) => Ok(Coming::Damaged(error)),
+            Err(Failure::Here(error)) => Err(error),
+        }
+    }
+
     /// Takes some bytes of a data frame.
     pub fn data(&mut self, chunk: Chunk<'_>, sink: &mut impl Sink) -> Result<()> {
+        match self.open.as_ref().map(|open| &open.coming) {
+            None | Some(Coming::AsTheyAre) => self.bytes(chunk, sink),
+            Some(Coming::Damaged(_)) => Ok(()),
+            Some(Coming::Compressed) => self.decompress(|inflater, receiver| {
+                inflater.inflate(&chunk, |chunk| receiver.bytes(chunk, sink))
+            }),
+        }
+    }
+
+    /// A step of decompression, by which a file may turn out to be damaged.
+    fn decompress(
+        &mut self,
+        step: impl FnOnce(&mut Inflater, &mut Self) -> std::result::Result<(), Failure>,
+    ) -> Result<()> {
+        let Some(mut inflater) = self.inflater.take() else { return Ok(()) };
+        let outcome = step(&mut inflater, self);
+        self.inflater = Some(inflater);
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Failure::Stream(error)) => {
+                if let Some(open) = &mut self.open {
+                    open.coming = Coming::Damaged(error);
+                }
+                Ok(())
+            }
+            Err(Failure::Here(error)) => Err(error),
+        }
+    }
+
+    /// Takes some of a file's bytes.
+    fn bytes(&mut self, chunk: Chunk<'_>, sink: &mut impl Sink) -> Result<()> {
         let length = chunk.len() as u64;
         match &mut self.open {
             Some(open) if open.length - open.received >= length => open.received += length,
@@ -233,10 +297,17 @@ impl<'a> Receiver<'a> {
     }
 
     fn end(&mut self, end: &FileEnd<'_>, sink: &mut impl Sink) -> Result<()> {
+        if matches!(self.open, Some(Open { coming: Coming::Compressed, .. })) {
+            self.decompress(|inflater, receiver| inflater.end(|chunk| receiver.bytes(chunk, sink)))?;
+        }
         let Some(mut open) = self.open.take() else {
             return Err(self.violation("file ends that did not begin"));
         };
-        if open.received != open.length || end.bytes != open.length {
+        let damage = match open.coming {
+            Coming::Damaged(error) => Some(error),
+            Coming::AsTheyAre | Coming::Compressed => None,
+        };
+        if open.received != open.length && damage.is_none() || end.bytes != open.length {
             let Open { length, received, .. } = open;
             return Err(self.violation(&format!(
                 "file of {length} bytes ends after {received}, and the server counted {}",
@@ -260,6 +331,13 @@ impl<'a> Receiver<'a> {
         let checksum = open.checksum.finish();
         let file = self.position;
         self.position += 1;
+        if let Some(error) = damage {
+            let path = &self.wanted[file].path;
+            return sink.damaged(
+                file,
+                Error::connection(format!("file \"{path}\" was damaged in transit: {error}")),
+            );
+        }
         if !self.checks.by_server || checksum == end.checksum {
             let Open { size, offset, length, mtime, mode, .. } = open;
             sink.end(file, Received { size, offset, length, mtime, mode, checksum, mismatches })
@@ -363,6 +441,7 @@ mod tests {
         by_server: true,
         pages: None,
         names: NameRules::Since17,
+        compression: WireCompression { algorithm: Compression::None, level: None, long: false },
     };
 
     fn paths(names: &[&str]) -> Vec<FileRequest> {

@@ -10,6 +10,8 @@ use pages::checksum::{from_crc, to_crc};
 use pages::names::NameRules;
 use pages::relation;
 use protocol::command::{Range, SendFilesContent};
+use protocol::compression::WireCompression;
+use protocol::frame::Compression;
 use protocol::wal::is_segment;
 use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, SqlState};
 
@@ -35,11 +37,13 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Answers after which no other file would fare better on this connection: the backup is gone, or
 /// never was ours.
-const HOPELESS: [SqlState; 4] = [
+const HOPELESS: [SqlState; 5] = [
     SqlState::UNDEFINED_OBJECT,
     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
     SqlState::SYNTAX_ERROR,
     SqlState::FEATURE_NOT_SUPPORTED,
+    // A procedure of an extension that was not updated lacks an argument.
+    SqlState::UNDEFINED_FUNCTION,
 ];
 
 /// Fewest bytes of a file, on average in a batch, that is worth a thread of its own to write it: to hand
@@ -71,6 +75,8 @@ pub struct Work<'a> {
     pub pages: Option<Lsn>,
     /// How the server reads the names of files.
     pub names: NameRules,
+    /// How the server compresses.
+    pub compression: WireCompression,
     /// Who verifies the pages of relation files, if the user has a wish.
     pub verify: Option<Side>,
     /// Read the socket without libpq where that can be.
@@ -224,20 +230,26 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Whether this side verifies relation files on a connection. On one that is encrypted the bytes go
-    /// through the server's hands anyway; on a plain one it would have to copy them only to look at
+    /// Whether this side verifies relation files on a connection. On one that is encrypted, or where it
+    /// compresses them, the bytes go through the server's hands anyway; on a plain one it would have to copy them only to look at
     /// them. Without page checksums nothing but a file checksum of the server says that they came as they were.
     fn verifies(&self, session: &Session) -> bool {
         self.pages.is_some()
             && match self.verify {
                 Some(side) => side == Side::Client,
-                None => session.is_plain(),
+                None => session.is_plain() && self.compression.algorithm == Compression::None,
             }
     }
 
     /// The server verifies, and makes the checksums.
     pub fn checks_by_server(&self) -> Checks {
-        Checks { algorithm: self.algorithm, by_server: true, pages: None, names: self.names }
+        Checks {
+            algorithm: self.algorithm,
+            by_server: true,
+            pages: None,
+            names: self.names,
+            compression: self.compression,
+        }
     }
 
     fn checks_by_client(&self) -> Checks {
@@ -267,7 +279,7 @@ impl Work<'_> {
             // As START_BACKUP has it if it is the server that verifies.
             verify_checksums: verify.or(if checks.by_server { None } else { Some(false) }),
             file_checksum: if checks.by_server { self.algorithm } else { ChecksumAlgorithm::None },
-            ..SendFilesContent::default()
+            compression: checks.compression,
         });
         let text = session.text_of(&command);
         session.copy_out(&text, self.past_libpq, &mut Feed { receiver, sink })?;
@@ -388,7 +400,10 @@ mod tests {
     use crate::options::{self, Invocation};
     use crate::output;
     use crate::output::cleanup::Cleanup;
-    use crate::server::fake_server::{FakeServer, copy, file, file_with, frame, message, ready, report};
+    use crate::server::fake_server::{
+        FakeServer, compressed, copy, file, file_with, frame, message, ready, report,
+    };
+    use compression::{Encoder, Step};
     use pages::checksum::Checksum;
     use pages::page::BLOCK_SIZE as BLOCK;
     use protocol::Frame;
@@ -416,6 +431,7 @@ mod tests {
         /// Whether the cluster has page checksums, and the start LSN.
         pages: bool,
         start: Lsn,
+        compression: WireCompression,
     }
 
     const CASE: Case = Case {
@@ -429,6 +445,7 @@ mod tests {
         names: NameRules::Since17,
         pages: true,
         start: Lsn(u64::MAX),
+        compression: WireCompression { algorithm: Compression::None, level: None, long: false },
     };
 
     fn fetch(case: &Case, answers: Vec<Vec<u8>>) -> Fetched {
@@ -464,6 +481,7 @@ mod tests {
             algorithm: ChecksumAlgorithm::Crc32c,
             pages: case.pages.then_some(case.start),
             names: case.names,
+            compression: case.compression,
             verify: None,
             past_libpq: case.past_libpq,
             sync: true,
@@ -669,6 +687,106 @@ mod tests {
             let error = fetch(&case, vec![sent(&damaged); 3]).outcome.unwrap_err();
             assert!(error.message().contains("damaged in transit"), "{name}: {error}");
         }
+    }
+
+    fn stream_of(asked: WireCompression, bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = Encoder::new(&asked).unwrap().unwrap();
+        encoder.begin(bytes.len() as u64).unwrap();
+        encoder.encode(bytes, Step::End).unwrap().to_vec()
+    }
+
+    #[test]
+    fn a_compressed_file_is_what_the_server_read() {
+        let (good, _) = good_and_bad();
+        let long = good.repeat(200);
+        for algorithm in [Compression::Lz4, Compression::Zstd] {
+            let compression = WireCompression { algorithm, level: Some(1), long: false };
+            for (bytes, past_libpq, pipelined) in
+                [(&good, true, false), (&long, true, true), (&long, false, false), (&long, false, true)]
+            {
+                let crc32c = ChecksumAlgorithm::Crc32c;
+                let checksum = Checksum::of(crc32c, bytes);
+                let stream = stream_of(compression, bytes);
+                let sent =
+                    |stream: &[u8], kind| copy(&[compressed(PATH, bytes, kind, stream, (crc32c, &checksum))]);
+                let good_answer = sent(&stream, algorithm);
+                let case = Case { size: bytes.len(), past_libpq, pipelined, compression, ..CASE };
+                let is_right = |fetched: Fetched, tries: usize, name: &str| {
+                    fetched.outcome.unwrap();
+                    assert!(fetched.complete && fetched.content.as_ref() == Some(bytes), "{name}");
+                    assert!(fetched.manifest.contains(&crc(bytes)), "{name}");
+                    assert_eq!(fetched.counters.done(), (bytes.len() as u64, 1), "{name}");
+                    assert_eq!(fetched.commands.len(), tries, "{name}: {:?}", fetched.commands);
+                    for command in &fetched.commands {
+                        let asked = if algorithm == Compression::Lz4 { "'lz4'" } else { "'zstd'" };
+                        assert!(
+                            command.contains(&format!("COMPRESSION {asked}, COMPRESSION_LEVEL '1'"))
+                                && command.contains("FILE_CHECKSUM 'CRC32C'")
+                                && !command.contains("VERIFY_CHECKSUMS"),
+                            "{command}"
+                        );
+                    }
+                };
+                is_right(fetch(&case, vec![good_answer.clone()]), 1, "compressed");
+                // What the server did not find worth it.
+                is_right(fetch(&case, vec![sent(bytes, Compression::None)]), 1, "as it is");
+
+                let mut flipped = stream.clone();
+                flipped[stream.len() / 2] ^= 0x10;
+                let mut other = bytes.clone();
+                other[1000] ^= 1;
+                let bomb = stream_of(compression, &vec![0; bytes.len() * 100]);
+                let damaged = [
+                    ("flipped", flipped),
+                    ("cut short", stream[..stream.len() - 1].to_vec()),
+                    ("nothing", Vec::new()),
+                    ("trailing bytes", [&stream[..], b"\0"].concat()),
+                    ("another stream behind it", [&stream[..], &stream].concat()),
+                    ("a bomb", bomb),
+                    ("less than announced", stream_of(compression, &bytes[1..])),
+                    ("a sound stream of other bytes", stream_of(compression, &other)),
+                    ("no stream", bytes.clone()),
+                ];
+                for (name, stream) in damaged {
+                    let answer = sent(&stream, algorithm);
+                    is_right(fetch(&case, vec![answer.clone(), good_answer.clone()]), 2, name);
+                    let fetched = fetch(&case, vec![answer; 3]);
+                    let error = fetched.outcome.unwrap_err();
+                    assert!(
+                        error.message().contains("was damaged in transit")
+                            && error.message().contains("in 3 tries"),
+                        "{name}: {error}"
+                    );
+                    assert!(!fetched.complete, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_decompressed() {
+        let (good, _) = good_and_bad();
+        let crc32c = ChecksumAlgorithm::Crc32c;
+        let checksum = Checksum::of(crc32c, &good);
+        let zstd = WireCompression { algorithm: Compression::Zstd, ..WireCompression::default() };
+        let lz4 = WireCompression { algorithm: Compression::Lz4, ..WireCompression::default() };
+        for (asked, sent) in [(WireCompression::default(), zstd), (zstd, lz4), (lz4, zstd)] {
+            let stream = stream_of(sent, &good);
+            let answer = copy(&[compressed(PATH, &good, sent.algorithm, &stream, (crc32c, &checksum))]);
+            let error = fetch(&Case { compression: asked, ..CASE }, vec![answer]).outcome.unwrap_err();
+            assert_eq!(error.kind(), Kind::Connection);
+            assert!(error.message().contains("compression that was not asked for"), "{error}");
+        }
+        // Nor in a window that was not.
+        let long = WireCompression { long: true, ..zstd };
+        let large = [vec![1; 9 << 20], good.clone()].concat();
+        let checksum = Checksum::of(crc32c, &large);
+        let stream = stream_of(long, &large);
+        let answer = copy(&[compressed(PATH, &large, Compression::Zstd, &stream, (crc32c, &checksum))]);
+        let case = Case { size: large.len(), compression: zstd, ..CASE };
+        let error = fetch(&case, vec![answer.clone(); 3]).outcome.unwrap_err();
+        assert!(error.message().contains("larger window"), "{error}");
+        fetch(&Case { compression: long, ..case }, vec![answer]).outcome.unwrap();
     }
 
     #[test]

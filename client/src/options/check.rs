@@ -165,9 +165,6 @@ fn check_supported(options: &Options) -> Result<()> {
         return Err(Error::local("tar format is not supported by this version")
             .with_hint("Leave out -F, or use -F plain."));
     }
-    if !options.compress.is_none() {
-        return Err(Error::local("compression is not supported by this version"));
-    }
     Ok(())
 }
 
@@ -296,7 +293,7 @@ fn check_target(target: &str, write_recovery_conf: bool) -> Result<()> {
 fn compress(raw: &Arguments, format: Format, has_target: bool) -> Result<Compress> {
     let mut compress = match raw.compress.as_deref() {
         _ if raw.gzip => Compress::gzip(),
-        Some(text) => Compress::parse(&text.to_string_lossy()),
+        Some(text) => Compress::parse(&text.to_string_lossy())?,
         None => Compress::none(),
     };
     let by_default = if has_target { Side::Server } else { Side::Client };

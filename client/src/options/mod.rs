@@ -431,7 +431,7 @@ mod tests {
             (&["-D", "x", "-F", "z"], "invalid output format \"z\", must be \"plain\" or \"tar\""),
             (&["-D", "x", "-Ft"], "tar format is not supported by this version"),
             (&["-D", "x", "-t", "client", "-Ft"], "tar format is not supported by this version"),
-            (&["-D", "x", "-Z", "server-zstd"], "compression is not supported by this version"),
+            (&["-D", "x", "-Z", "server-squash"], "unrecognized compression algorithm: \"squash\""),
             (&["-t", "blackhole", "-Fp"], "cannot specify both format and backup target"),
             (
                 &["-t", "blackhole", "-D", "x", "-X", "none"],

@@ -124,6 +124,34 @@ pub fn file_with(
     [frame(&begin), frame(&Frame::Data(bytes)), frame(&end)].concat()
 }
 
+/// A file that comes compressed, in pieces as a server makes them, if it is one.
+pub fn compressed(
+    path: &str,
+    bytes: &[u8],
+    algorithm: Compression,
+    stream: &[u8],
+    checksum: (ChecksumAlgorithm, &[u8]),
+) -> Vec<u8> {
+    let length = bytes.len() as u64;
+    let begin = Frame::FileBegin(FileBegin {
+        size: length,
+        offset: 0,
+        length,
+        mtime: 1_700_000_000,
+        mode: 0o600,
+        compression: algorithm,
+        path: path.as_bytes(),
+    });
+    let end = Frame::FileEnd(FileEnd {
+        bytes: length,
+        checksum_failures: 0,
+        algorithm: checksum.0,
+        checksum: checksum.1,
+    });
+    let data: Vec<_> = stream.chunks(8192).map(|piece| frame(&Frame::Data(piece))).collect();
+    [frame(&begin), data.concat(), frame(&end)].concat()
+}
+
 /// A COPY that carries these messages.
 pub fn copy(messages: &[Vec<u8>]) -> Vec<u8> {
     let end = [message(b'c', b""), message(b'C', b"SEND_FILES_CONTENT\0"), ready()].concat();

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use protocol::SqlState;
+use protocol::features::{self, Features};
 
 use crate::error::{Error, Kind, Result};
 use crate::server::connection::{Connector, Route, Session, number, text};
@@ -94,6 +95,15 @@ fn has_grammar(session: &mut Session) -> Result<bool> {
     match session.show(GRAMMAR_SETTING) {
         Ok(value) => Ok(value == "on"),
         Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => Err(not_loaded()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the server can beyond what every server can.
+pub fn features(session: &mut Session) -> Result<Features> {
+    match session.show(features::SETTING) {
+        Ok(setting) => Ok(Features::parse(&setting)),
+        Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => Ok(Features::default()),
         Err(error) => Err(error),
     }
 }

@@ -1,0 +1,67 @@
+//! What the server is asked to compress with.
+
+use protocol::compression::{Method, Specification, WireCompression};
+use protocol::features::Feature;
+
+use crate::error::{Error, Result};
+use crate::options::Options;
+use crate::report;
+use crate::server::connection::Session;
+use crate::server::route;
+
+/// What the user wants of the server, as far as that has it; an error where it has nothing of the kind.
+pub(super) fn of_server(options: &Options, coordinator: &mut Session) -> Result<WireCompression> {
+    let Some(wanted) = options.compress.of_server() else { return Ok(WireCompression::default()) };
+    let (asked, remark) = asked_for(wanted)?;
+    let feature =
+        if asked.algorithm == protocol::frame::Compression::Lz4 { Feature::Lz4 } else { Feature::Zstd };
+    if !route::features(coordinator)?.has(feature) {
+        return Err(Error::local("server does not support server-side compression")
+            .with_hint("The extension pg_parallel_backup of the server is older than 0.3.0."));
+    }
+    if let Some(remark) = remark {
+        report::warning(remark);
+    }
+    Ok(asked)
+}
+
+/// The same as the commands have it, and what is to be said where it is not quite what the user wants.
+fn asked_for(wanted: Specification) -> Result<(WireCompression, Option<&'static str>)> {
+    let (asked, remark) = if wanted.method == Method::Gzip {
+        let zstd = Specification { method: Method::Zstd, ..Specification::default() };
+        (zstd, Some("the server does not compress with gzip, zstd is used on the way"))
+    } else if wanted.workers.is_some_and(|workers| workers != 0) {
+        (
+            Specification { workers: None, ..wanted },
+            Some("workers are ignored: each connection compresses by itself, use more of them (-j)"),
+        )
+    } else {
+        (wanted, None)
+    };
+    let asked = WireCompression::try_from(asked).map_err(|error| Error::local(error.to_string()))?;
+    Ok((asked, remark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::frame::Compression;
+
+    #[test]
+    fn what_the_server_has_no_word_for() {
+        let asked = |method, detail| asked_for(Specification::parse(method, detail).unwrap()).unwrap();
+        let zstd = WireCompression { algorithm: Compression::Zstd, level: None, long: false };
+        assert_eq!(asked(Method::Zstd, None), (zstd, None));
+        assert_eq!(
+            asked(Method::Zstd, Some("level=7,long")).0,
+            WireCompression { level: Some(7), long: true, ..zstd }
+        );
+        let (gzip, remark) = asked(Method::Gzip, Some("9"));
+        assert_eq!(gzip, zstd);
+        assert!(remark.unwrap().contains("gzip"));
+        let (workers, remark) = asked(Method::Zstd, Some("level=2,workers=4"));
+        assert_eq!(workers, WireCompression { level: Some(2), ..zstd });
+        assert!(remark.unwrap().contains("workers"));
+        assert_eq!(asked(Method::Zstd, Some("workers=0")), (zstd, None));
+    }
+}

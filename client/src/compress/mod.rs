@@ -1,0 +1,5 @@
+//! Compression at this end.
+
+mod inflate;
+
+pub use inflate::{Failure, Inflater};
