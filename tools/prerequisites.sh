@@ -80,6 +80,7 @@ needs() {
 		# tests/lib/ParallelBackup/Compressed.pm reads with them what the server has compressed.
 		echo 'lz4|the program lz4|has_program lz4'
 		echo 'zstd|the program zstd|has_program zstd'
+		echo 'libarchive-tools|bsdtar|has_program bsdtar'
 		echo 'python3-psycopg|psycopg 3 for Python (PPB_PYTHON names one that has it)|has_psycopg'
 	fi
 }

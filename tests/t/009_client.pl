@@ -27,7 +27,6 @@ for my $case (
 	[ [ '-D' => 'x', '-X' => 'maybe' ], qr/invalid wal-method option "maybe", must be "fetch", "stream", or "none"/ ],
 	[ [ '-D' => 'x', '-c' => 'slow' ], qr/invalid checkpoint argument "slow", must be "fast" or "spread"/ ],
 	[ [ '-D' => 'x', '-F' => 'zip' ], qr/invalid output format "zip", must be "plain" or "tar"/ ],
-	[ [ '-D' => 'x', '-F' => 'tar' ], qr/tar format is not supported/ ],
 	[ [ '-D' => 'x', '-j' => '0' ], qr/-j\/--jobs must be in range 1\.\./ ],
 	[ [ '-D' => 'x', '-j' => 'x' ], qr/invalid value "x" for option -j\/--jobs/ ],
 	[ [ '-D' => 'x', '-s' => '-1' ], qr/-s\/--status-interval must be in range/ ],

@@ -6,7 +6,7 @@ use protocol::command::SendFileList;
 use protocol::{BackupPath, Command, reply};
 
 use super::Backup;
-use super::own_files::CONTROL_FILE;
+use super::own_files::{BACKUP_LABEL, CONTROL_FILE, TABLESPACE_MAP};
 use super::start::Start;
 use super::stop::Stop;
 use crate::abort::{Abort, PanicGuard};
@@ -22,8 +22,7 @@ use crate::server::pq::{QueryResult, Status};
 use crate::server::reply::Reply;
 
 /// What the server never lists, because it does not belong into a copy as it lies on its disk.
-const NEVER_LISTED: [&str; 5] =
-    ["backup_label", "tablespace_map", MANIFEST, MANIFEST_UNDER_WAY, CONTROL_FILE];
+const NEVER_LISTED: [&str; 5] = [BACKUP_LABEL, TABLESPACE_MAP, MANIFEST, MANIFEST_UNDER_WAY, CONTROL_FILE];
 
 impl Backup<'_> {
     /// Everything that comes over the connections but for the WAL stream.
@@ -205,6 +204,7 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
             {
                 return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
             }
+            work.output.check_path(&path)?;
             work.queue.push(&path, number(answer, row, 2)?)
         }
         other => Err(Error::local(format!(
@@ -265,6 +265,7 @@ mod tests {
             past_libpq: true,
             sync: false,
             manifest: None,
+            sequencer: None,
             wal: None,
             counters: &counters,
         };

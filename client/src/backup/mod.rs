@@ -20,9 +20,10 @@ use protocol::{ChecksumAlgorithm, Lsn};
 
 use self::connections::Connections;
 use self::estimate::estimate;
-use self::own_files::write_recovery_conf;
+use self::own_files::{BACKUP_LABEL, TABLESPACE_MAP, add_own_file, write_recovery_conf};
 use crate::abort::{Abort, PanicGuard, panicked};
 use crate::error::{Error, Kind, Result};
+use crate::fetch::ordered::Sequencer;
 use crate::fetch::queue::Queue;
 use crate::fetch::reconnect::Reconnect;
 use crate::fetch::split::Splits;
@@ -30,7 +31,7 @@ use crate::fetch::transfer::{PIPELINED_MINIMUM, Work, may_split};
 use crate::limits;
 use crate::options::{Options, Slot, Sync, Wal};
 use crate::output::cleanup::Cleanup;
-use crate::output::{self, Layout, Output, space};
+use crate::output::{self, Intake, Layout, Output, space};
 use crate::report;
 use crate::report::progress::{self, Counters, Outcome, Phase, Style};
 use crate::report::summary::{Destination, Facts};
@@ -93,7 +94,9 @@ fn attempt(
         output.check()?;
         limits::allow_files(options.jobs + usize::from(matches!(options.wal, Wal::Stream { .. })))?;
         let connections = Connections::open(options, abort)?;
-        if !options.dry_run {
+        // On standard output there is nothing to be cleaned up, and whoever reads may keep this program waiting
+        // for longer than a signal should: it ends as it does where nobody has begun.
+        if !options.dry_run && !options.is_stdout() {
             abort.expect_cleanup();
         }
         abort.check()?;
@@ -230,6 +233,16 @@ impl<'a> Backup<'a> {
         };
         let manifest = self.begin_manifest(output, server_version, system.identifier)?;
 
+        if output.has_labels_first() {
+            for (name, content) in
+                [(BACKUP_LABEL, Some(&start.label_file)), (TABLESPACE_MAP, start.tablespace_map.as_ref())]
+            {
+                let Some(content) = content else { continue };
+                output.own_file(name, content)?;
+                add_own_file(manifest.as_ref(), algorithm, name, content)?;
+            }
+        }
+
         let plan = match &options.wal {
             Wal::Stream { status_interval, .. } => Some(Plan {
                 timeline: start.timeline,
@@ -243,6 +256,8 @@ impl<'a> Backup<'a> {
         };
         let end = End::new().map_err(|error| no_pipe(&error))?;
         let (queue, splits) = (Queue::new(options.jobs, may_split(algorithm)), Splits::default());
+        let queue = queue.for_intake(output.intake());
+        let (sequencer, is_ordered) = (Sequencer::default(), output.intake() == Intake::Ordered);
         self.counters.enter(Phase::Files);
         let received = std::thread::scope(|scope| {
             // Or a panic here would wait for the others for ever.
@@ -277,6 +292,7 @@ impl<'a> Backup<'a> {
                 backup: start.id,
                 algorithm,
                 manifest: manifest.as_ref(),
+                sequencer: is_ordered.then_some(&sequencer),
                 wal: None,
                 counters: self.counters,
             };
@@ -321,10 +337,13 @@ impl<'a> Backup<'a> {
         }
         self.abort.check()?;
         self.cleanup.check()?;
-        output.own_file("backup_label", &start.label_file)?;
-        self.finish_files(output, manifest, algorithm, &start, &stop)?;
+        if !output.has_labels_first() {
+            output.own_file(BACKUP_LABEL, &start.label_file)?;
+            add_own_file(manifest.as_ref(), algorithm, BACKUP_LABEL, &start.label_file)?;
+        }
+        self.finish_files(output, manifest, algorithm, &stop)?;
         self.counters.enter(Phase::Sync);
-        output.sync()?;
+        output.close()?;
         if stop.checksum_failures > 0 {
             // Without its final name the manifest says that this is no good backup.
             return Err(Error::new(Kind::ChecksumFailure, "checksum error occurred"));

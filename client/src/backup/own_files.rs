@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use pages::checksum::Checksum;
 use protocol::ChecksumAlgorithm;
 
-use super::start::Start;
 use super::stop::Stop;
 use super::{Backup, recovery};
 use crate::error::Result;
@@ -14,6 +13,8 @@ use crate::fetch::transfer::{SharedManifest, manifest_error};
 use crate::manifest::Manifest;
 use crate::output::Output;
 
+pub(super) const BACKUP_LABEL: &str = "backup_label";
+pub(super) const TABLESPACE_MAP: &str = "tablespace_map";
 pub(super) const CONTROL_FILE: &str = "global/pg_control";
 
 impl Backup<'_> {
@@ -30,16 +31,14 @@ impl Backup<'_> {
             .map_err(|error| manifest_error(&error))
     }
 
-    /// backup_label is written; the control file is the last thing that makes this a cluster.
+    /// The control file is the last thing that makes this a cluster.
     pub(super) fn finish_files(
         &self,
         output: &dyn Output,
         manifest: Option<SharedManifest>,
         algorithm: ChecksumAlgorithm,
-        start: &Start,
         stop: &Stop,
     ) -> Result<()> {
-        add_own_file(manifest.as_ref(), algorithm, "backup_label", &start.label_file)?;
         output.own_file(CONTROL_FILE, &stop.control_file)?;
         add_own_file(manifest.as_ref(), algorithm, CONTROL_FILE, &stop.control_file)?;
         if let Some(manifest) = manifest {

@@ -24,6 +24,8 @@ pub(super) struct Start {
     pub(super) data_checksums: bool,
     pub(super) tablespaces: Vec<Tablespace>,
     pub(super) label_file: Vec<u8>,
+    /// None where no tablespace is a link.
+    pub(super) tablespace_map: Option<Vec<u8>>,
 }
 
 impl Backup<'_> {
@@ -79,6 +81,7 @@ impl Backup<'_> {
             data_checksums: number::<i32>(&first, 0, 7)? != 0,
             tablespaces,
             label_file: bytes(&third, 0, 0)?.to_vec(),
+            tablespace_map: third.value(0, 1).map(<[u8]>::to_vec),
         };
         coordinator.finish().map_err(doing)?;
         self.learn(|facts| facts.start = Some((start.position, start.timeline)));

@@ -8,6 +8,7 @@ use super::own_files::add_own_file;
 use super::start::Start;
 use super::stop::Stop;
 use crate::error::{Error, Result};
+use crate::fetch::ordered::Sequencer;
 use crate::fetch::queue::Queue;
 use crate::fetch::transfer::Work;
 use crate::server::connection::Session;
@@ -28,10 +29,12 @@ impl Backup<'_> {
             (start.timeline, start.position),
             (stop.timeline, stop.position),
         )?;
-        let queue = self.queue_of(&stop.wal_files, start.segment_size.bytes())?;
+        let queue = self.queue_of(work, &stop.wal_files, start.segment_size.bytes())?;
         let cluster = Cluster { system: start.system, segment_size: start.segment_size };
         let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
-        let work = Work { queue: &queue, wal: Some(&needed), ..*work };
+        let sequencer = Sequencer::default();
+        let sequencer = work.sequencer.is_some().then_some(&sequencer);
+        let work = Work { queue: &queue, wal: Some(&needed), sequencer, ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))?;
         if !work.output.keeps() {
             return Ok(());
@@ -60,13 +63,16 @@ impl Backup<'_> {
             return Ok(());
         }
         // As with pg_basebackup, they are not in the manifest.
-        let work = Work { queue: &self.queue_of(&names, 0)?, manifest: None, ..*work };
+        let sequencer = Sequencer::default();
+        let sequencer = work.sequencer.is_some().then_some(&sequencer);
+        let queue = self.queue_of(work, &names, 0)?;
+        let work = Work { queue: &queue, manifest: None, sequencer, ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))
     }
 
     /// Files of pg_wal that are to be fetched, segments and timeline history files.
-    fn queue_of(&self, names: &[String], segment_size: u64) -> Result<Queue> {
-        let queue = Queue::new(self.options.jobs, false);
+    fn queue_of(&self, work: &Work<'_>, names: &[String], segment_size: u64) -> Result<Queue> {
+        let queue = Queue::new(self.options.jobs, false).for_intake(work.output.intake());
         for name in names {
             let size = match name.as_bytes() {
                 segment if is_segment(segment) => segment_size,

@@ -23,6 +23,9 @@ use pages::relation;
 use protocol::{BackupPath, MAX_FILES_PER_COMMAND};
 
 use crate::error::{Error, Result};
+use crate::fetch::ordered::{PART, PARTS_PER_JOB};
+use crate::output::Intake;
+use crate::output::collected::IN_MEMORY;
 
 /// Most bytes in a batch of more than one file: a lost connection should not cost more work.
 const MAX_BATCH: u64 = 64 << 20;
@@ -42,6 +45,10 @@ const SHARES: u64 = 4;
 
 /// Fewest bytes in a part of a file: below that, it is not worth a command of its own.
 const MIN_PART: u64 = 32 << 20;
+
+/// Relation files below that have whatever size they turn out to have, whatever the output. Those are not
+/// looked at page by page here (BY_CLIENT_MINIMUM in `transfer`), so that they come right or not at all.
+pub const SIZED_MINIMUM: u64 = 64 << 10;
 
 /// Most files in a batch of those that came back.
 const RETURNED_BATCH: usize = 64;
@@ -145,9 +152,11 @@ pub struct Item {
     pub file: FileNumber,
     /// Which part, if not all of it.
     pub part: Option<Part>,
+    /// When its turn is to be written, where that happens in order.
+    pub ticket: u64,
 }
 
-/// A part of a file.
+/// A part of a file, whose size is the one that it was listed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
     /// Where it begins, at a block.
@@ -158,6 +167,13 @@ pub struct Part {
     pub size: u64,
     /// How many parts the file has.
     pub of: usize,
+}
+
+impl Part {
+    /// Whether it is the whole file.
+    pub fn is_all(&self) -> bool {
+        self.of == 1
+    }
 }
 
 /// What a connection is to do.
@@ -186,6 +202,9 @@ pub struct Queue {
     list: RwLock<FileList>,
     jobs: u64,
     may_split: bool,
+    intake: Intake,
+    /// How many bytes may be claimed and not written, where files are written in order.
+    window: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -213,6 +232,10 @@ struct State {
     under_way: usize,
     /// Files that were fetched or had vanished.
     finished: usize,
+    /// The ticket of what is claimed next, and bytes that were claimed and are not written yet, as they count
+    /// in the window.
+    tickets: u64,
+    unwritten: u64,
 }
 
 /// Files that were listed and that nobody has taken yet.
@@ -254,9 +277,17 @@ impl Queue {
             list: RwLock::default(),
             jobs: u64::try_from(jobs).unwrap_or(1).max(1),
             may_split: may_split && jobs > 1,
+            intake: Intake::Any,
+            window: u64::MAX,
             state: Mutex::new(State { listing: Some(Listing::default()), ..State::default() }),
             changed: Condvar::new(),
         }
+    }
+
+    /// Files are to come as an output takes them.
+    pub fn for_intake(self, intake: Intake) -> Self {
+        let window = if intake == Intake::Ordered { self.jobs * PARTS_PER_JOB * PART } else { u64::MAX };
+        Self { intake, window, ..self }
     }
 
     /// Adds a file to the list; nothing where it is there already.
@@ -402,6 +433,19 @@ impl Queue {
         )))
     }
 
+    /// An item was written, in its turn: there is room in the window.
+    pub fn written(&self, item: Item) {
+        let weight = self.weight(self.size(item));
+        self.lock().unwritten -= weight;
+        self.changed.notify_all();
+    }
+
+    /// How much of the window is taken.
+    #[cfg(test)]
+    pub fn unwritten(&self) -> u64 {
+        self.lock().unwritten
+    }
+
     /// Whether every file was dealt with.
     pub fn is_complete(&self) -> bool {
         let state = self.lock();
@@ -418,8 +462,19 @@ impl Queue {
             return state.returned.drain(..few).collect();
         }
         let list = self.list();
-        if let Some(listing) = &mut state.listing {
-            return listing.batch(&list, self.jobs);
+        if state.listing.is_some() {
+            return self.early_batch(&list, state);
+        }
+        if self.intake == Intake::Ordered && !state.splits.is_empty() {
+            // One file after the other, by all connections.
+            let next = state.splits[0].left.front().and_then(|item| item.part);
+            return match next {
+                Some(part) if self.has_room(state, part.length) => {
+                    state.unwritten += self.weight(part.length);
+                    state.part(0, turn, VecDeque::pop_front)
+                }
+                _ => Vec::new(),
+            };
         }
         if let Some(place) = state.splits.iter().position(|split| Some(split.file) == own) {
             return state.part(place, turn, VecDeque::pop_front);
@@ -436,46 +491,107 @@ impl Queue {
         };
         let share = state.cost_left / (self.jobs * SHARES);
         let mut load = Load::of(share);
-        let tablespace = &mut state.tablespaces[number];
         let mut batch = Vec::new();
-        while let Some(place) = tablespace.left.clone().next() {
+        while let Some(place) = state.tablespaces[number].left.clone().next() {
             let file = state.order[place];
             let cost = list.files[file].cost();
-            if !load.takes(cost) {
+            let parts = if batch.is_empty() { self.parts(&list, file, share) } else { Vec::new() };
+            let size =
+                parts.first().and_then(|first| first.part).map_or(list.files[file].size, |part| part.length);
+            if !self.has_room(state, size) || !load.takes(cost) {
                 break;
             }
-            let parts = if batch.is_empty() { self.parts(&list, file, share) } else { Vec::new() };
-            batch.push(Item { file, part: None });
+            state.unwritten += self.weight(size);
+            let tablespace = &mut state.tablespaces[number];
             tablespace.left.start += 1;
             tablespace.cost_left = tablespace.cost_left.saturating_sub(cost);
             state.cost_left = state.cost_left.saturating_sub(cost);
             if !parts.is_empty() {
-                state.splits.push(Split { file, left: parts.into(), tablespace: number, busy: 0 });
+                let tickets = state.tickets..;
+                let left: VecDeque<_> =
+                    parts.into_iter().zip(tickets).map(|(item, ticket)| Item { ticket, ..item }).collect();
+                state.tickets += left.len() as u64;
+                state.splits.push(Split { file, left, tablespace: number, busy: 0 });
                 return state.part(state.splits.len() - 1, turn, VecDeque::pop_front);
             }
+            batch.push(self.whole(&list, state, file));
         }
-        tablespace.busy += 1;
+        if batch.is_empty() {
+            return batch;
+        }
+        state.tablespaces[number].busy += 1;
         turn.tablespace = Some(number);
         batch
+    }
+
+    /// Some of the small files that are listed so far, if they are worth a command by now.
+    fn early_batch(&self, list: &FileList, state: &mut State) -> Vec<Item> {
+        let mut batch = Vec::new();
+        let Some(early_cost) = state.listing.as_ref().map(|listing| listing.early_cost) else { return batch };
+        if early_cost < MIN_BATCH {
+            return batch;
+        }
+        let mut load = Load::of(early_cost / (self.jobs * SHARES));
+        while let Some(file) = state.listing.as_ref().and_then(|listing| listing.early.front().copied()) {
+            let File { size, .. } = list.files[file];
+            if !self.has_room(state, size) || !load.takes(cost(size)) {
+                break;
+            }
+            if let Some(listing) = &mut state.listing {
+                listing.early.pop_front();
+                listing.early_cost -= cost(size);
+            }
+            state.unwritten += self.weight(size);
+            batch.push(self.whole(list, state, file));
+        }
+        batch
+    }
+
+    /// All of a file, with the next ticket.
+    fn whole(&self, list: &FileList, state: &mut State, file: FileNumber) -> Item {
+        let size = list.files[file].size;
+        // In one part, if its size is to be as it was listed.
+        let is_sized = self.intake == Intake::Sized
+            && size >= SIZED_MINIMUM
+            && relation::of_listed(&list.path(file)).is_some();
+        let ticket = state.tickets;
+        state.tickets += 1;
+        Item { file, part: is_sized.then_some(Part { offset: 0, length: size, size, of: 1 }), ticket }
+    }
+
+    /// Whether so many bytes more fit the window. One item always does.
+    fn has_room(&self, state: &State, size: u64) -> bool {
+        state.unwritten == 0 || state.unwritten.saturating_add(self.weight(size)) <= self.window
+    }
+
+    /// What an item counts in the window: what it takes in memory.
+    fn weight(&self, size: u64) -> u64 {
+        size.min(IN_MEMORY)
     }
 
     /// The parts of a file that is more than its share of what is left; none where it stays whole.
     fn parts(&self, list: &FileList, file: FileNumber, share: u64) -> Vec<Item> {
         let size = list.files[file].size;
         let most = share.max(MIN_PART);
+        let is_large = match self.intake {
+            Intake::Ordered => size > PART,
+            Intake::Any | Intake::Sized => self.may_split && size >= 2 * most,
+        };
         // Ranges are for relation files; others can change in other ways than at their end.
-        if !self.may_split || size < 2 * most || relation::of_listed(&list.path(file)).is_none() {
+        if !is_large || relation::of_listed(&list.path(file)).is_none() {
             return Vec::new();
         }
-        let block = BLOCK_SIZE as u64;
-        let length = size.div_ceil(size.div_ceil(most)).next_multiple_of(block);
+        let length = match self.intake {
+            Intake::Ordered => PART,
+            _ => size.div_ceil(size.div_ceil(most)).next_multiple_of(BLOCK_SIZE as u64),
+        };
         let offsets: Vec<u64> = (0..size).step_by(usize::try_from(length).unwrap_or(usize::MAX)).collect();
         let of = offsets.len();
         offsets
             .into_iter()
             .map(|offset| {
                 let length = length.min(size - offset);
-                Item { file, part: Some(Part { offset, length, size, of }) }
+                Item { file, part: Some(Part { offset, length, size, of }), ticket: 0 }
             })
             .collect()
     }
@@ -486,27 +602,6 @@ impl Queue {
 
     fn list(&self) -> RwLockReadGuard<'_, FileList> {
         self.list.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Listing {
-    /// Some of the small files, if they are worth a command by now.
-    fn batch(&mut self, list: &FileList, jobs: u64) -> Vec<Item> {
-        let mut batch = Vec::new();
-        if self.early_cost < MIN_BATCH {
-            return batch;
-        }
-        let mut load = Load::of(self.early_cost / (jobs * SHARES));
-        while let Some(file) = self.early.front().copied() {
-            let cost = list.files[file].cost();
-            if !load.takes(cost) {
-                break;
-            }
-            self.early.pop_front();
-            self.early_cost -= cost;
-            batch.push(Item { file, part: None });
-        }
-        batch
     }
 }
 
@@ -582,7 +677,7 @@ mod tests {
     }
 
     fn whole(file: FileNumber) -> Item {
-        Item { file, part: None }
+        Item { file, part: None, ticket: 0 }
     }
 
     #[test]
@@ -764,7 +859,7 @@ mod tests {
         while let Claimed::Batch(batch) = queue.claim(&mut first, Duration::ZERO) {
             parts.extend(batch);
         }
-        parts.push(Item { file: 0, part: Some(last) });
+        parts.push(Item { file: 0, part: Some(last), ticket: 0 });
         let mut end = 0;
         for item in &parts {
             let part = item.part.unwrap();

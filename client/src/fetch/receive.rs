@@ -13,6 +13,7 @@ use protocol::{ChecksumAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
 use crate::compress::{Failure, Inflater};
 use crate::error::{Error, Result};
+use crate::output::Attributes;
 use crate::server::chunk::{Chunk, Kept};
 use pages::checksum::Checksum;
 
@@ -54,6 +55,13 @@ pub struct Received {
     pub checksum: Vec<u8>,
     /// Pages whose checksum does not fit, by their number in the file: to be asked for again.
     pub mismatches: Vec<u32>,
+}
+
+impl Received {
+    /// What the server said of it beside its bytes.
+    pub fn attributes(&self) -> Attributes {
+        Attributes { mode: self.mode, mtime: self.mtime }
+    }
 }
 
 /// What is checked, and by whom.

@@ -7,6 +7,7 @@
 //! is left to the server to verify, to report and to count.
 
 use std::io;
+use std::sync::Arc;
 
 use pages::checksum::Checksum;
 use pages::page::BLOCK_SIZE;
@@ -19,6 +20,7 @@ use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::fetch::transfer::{Work, is_hopeless};
 use crate::fetch::writer::{ZEROES, piece};
 use crate::output::OutputFile;
+use crate::output::collected::Collected;
 use crate::server::chunk::Chunk;
 use crate::server::connection::Session;
 
@@ -38,9 +40,17 @@ enum Outcome {
 impl Work<'_> {
     /// A file came whole, but for pages whose checksum does not fit. The bytes that come replace those
     /// that came.
-    pub fn reverify(&self, session: &mut Session, item: Item, received: Received) -> Result<()> {
-        match self.repair(session, item, &received) {
-            Ok(Outcome::Repaired(checksum)) => self.complete(item, &Received { checksum, ..received }),
+    pub fn reverify(
+        &self,
+        session: &mut Session,
+        item: Item,
+        received: Received,
+        content: Option<Arc<Collected>>,
+    ) -> Result<()> {
+        match self.repair(session, item, &received, content.clone()) {
+            Ok(Outcome::Repaired(checksum)) => {
+                self.complete(item, &Received { checksum, ..received }, content)
+            }
             Ok(Outcome::Vanished) => self.vanished(item),
             Ok(Outcome::Damaged(error)) => {
                 self.counters.lost(received.length);
@@ -61,9 +71,18 @@ impl Work<'_> {
         }
     }
 
-    fn repair(&self, session: &mut Session, item: Item, received: &Received) -> Result<Outcome> {
+    fn repair(
+        &self,
+        session: &mut Session,
+        item: Item,
+        received: &Received,
+        content: Option<Arc<Collected>>,
+    ) -> Result<Outcome> {
         let path = self.queue.path(item.file);
-        let file = self.output.reopen(&piece(&path, item.part, received.size))?;
+        let file = match content {
+            Some(content) => Some(content as Arc<dyn OutputFile>),
+            None => self.output.reopen(&piece(&path, item.part, received.size, received.attributes()))?,
+        };
         let mut patch = Patch {
             work: self,
             path: &path,
@@ -188,7 +207,11 @@ fn runs(numbers: &[u32]) -> Vec<Range> {
 }
 
 /// The checksum of what lies where something was received.
-fn reread(file: &dyn OutputFile, received: &Received, algorithm: ChecksumAlgorithm) -> io::Result<Vec<u8>> {
+pub fn reread(
+    file: &dyn OutputFile,
+    received: &Received,
+    algorithm: ChecksumAlgorithm,
+) -> io::Result<Vec<u8>> {
     let mut checksum = Checksum::new(algorithm);
     let mut buffer = vec![0; REREAD];
     let end = received.offset + received.length;

@@ -3,7 +3,7 @@
 //! came wrong.
 
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pages::checksum::{from_crc, to_crc};
@@ -16,14 +16,16 @@ use protocol::wal::is_segment;
 use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, SqlState};
 
 use crate::error::{Error, Kind, Result};
+use crate::fetch::ordered::{Delivery, Sequencer};
 use crate::fetch::pipeline;
-use crate::fetch::queue::{Claimed, Item, Part, Queue, Turn};
+use crate::fetch::queue::{Claimed, Item, Part, Queue, SIZED_MINIMUM, Turn};
 use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::fetch::split::{Outcome, Splits};
-use crate::fetch::writer::Writer;
+use crate::fetch::writer::{Writer, checksum_of_zeroes, piece};
 use crate::manifest::Manifest;
 use crate::options::Side;
-use crate::output::{Attributes, Output};
+use crate::output::collected::Collected;
+use crate::output::{Attributes, Output, Remains};
 use crate::report;
 use crate::report::meter::Meter;
 use crate::report::progress::Counters;
@@ -52,7 +54,7 @@ pub const PIPELINED_MINIMUM: u64 = 1 << 20;
 
 /// Relation files below that are verified by the server: it sends them by way of its own memory in any
 /// case, and small files of all kinds then come in one command.
-const BY_CLIENT_MINIMUM: u64 = 64 << 10;
+const BY_CLIENT_MINIMUM: u64 = SIZED_MINIMUM;
 
 /// The manifest, as all connections write it.
 pub type SharedManifest = Mutex<Manifest<Box<dyn Write + Send>>>;
@@ -85,6 +87,8 @@ pub struct Work<'a> {
     pub sync: bool,
     /// Takes files that are complete.
     pub manifest: Option<&'a SharedManifest>,
+    /// What waits for its turn, where files are written in order.
+    pub sequencer: Option<&'a Sequencer>,
     /// What WAL segments must be, while these are fetched.
     pub wal: Option<&'a Needed>,
     /// Progress.
@@ -182,12 +186,12 @@ impl Work<'_> {
         let outcome = outcome.and_then(|()| {
             mismatched
                 .by_ref()
-                .try_for_each(|(place, received)| self.reverify(session, items[place], received))
+                .try_for_each(|came| self.reverify(session, items[came.file], came.received, came.content))
         });
         // The connection is no more: others fetch them anew.
-        for (place, received) in mismatched {
-            self.counters.lost(received.length);
-            self.queue.release(items[place]);
+        for came in mismatched {
+            self.counters.lost(came.received.length);
+            self.queue.release(items[came.file]);
         }
         outcome
     }
@@ -287,27 +291,48 @@ impl Work<'_> {
     }
 
     /// A file, or a part of one, is there and right.
-    pub fn complete(&self, item: Item, received: &Received) -> Result<()> {
-        let Some(part) = item.part else {
-            return self.file_complete(
-                item,
-                received.size,
-                received.mtime,
-                received.mode,
-                &received.checksum,
-            );
-        };
-        // Only these checksums are made of files in parts.
-        let crc = to_crc(&received.checksum);
-        self.part_done(item, &part, self.splits.complete(item.file, &part, crc), received.mode)
+    pub fn complete(&self, item: Item, received: &Received, content: Option<Arc<Collected>>) -> Result<()> {
+        match (self.sequencer, content) {
+            (Some(sequencer), Some(content)) => {
+                let came = Some((received.clone(), content));
+                return sequencer.deliver(self, Delivery { item, came });
+            }
+            (None, Some(content)) => return self.collected(item, received, &content),
+            (_, None) => {}
+        }
+        let attributes = received.attributes();
+        match item.part {
+            None => self.file_complete(item, received.size, &attributes, &received.checksum),
+            Some(part) if part.is_all() => {
+                self.file_complete(item, part.size, &attributes, &received.checksum)
+            }
+            Some(part) => {
+                // Only these checksums are made of files in parts.
+                let crc = to_crc(&received.checksum);
+                self.part_done(item, &part, self.splits.complete(item.file, &part, crc), received.mode)
+            }
+        }
     }
 
-    fn file_complete(&self, item: Item, size: u64, mtime: i64, mode: u32, checksum: &[u8]) -> Result<()> {
+    /// A file was collected, and is right.
+    pub fn collected(&self, item: Item, received: &Received, content: &Collected) -> Result<()> {
         let path = self.queue.path(item.file);
-        self.output.complete(&path, &Attributes { mode, mtime })?;
+        let attributes = received.attributes();
+        self.output.put(&piece(&path, item.part, received.size, attributes), content)?;
+        self.recorded(&path, received.size, attributes.mtime, &received.checksum)
+    }
+
+    fn file_complete(&self, item: Item, size: u64, attributes: &Attributes, checksum: &[u8]) -> Result<()> {
+        let path = self.queue.path(item.file);
+        self.output.complete(&path, attributes)?;
+        self.recorded(&path, size, attributes.mtime, checksum)
+    }
+
+    /// A file is where it belongs.
+    pub fn recorded(&self, path: &BackupPath, size: u64, mtime: i64, checksum: &[u8]) -> Result<()> {
         // As in BASE_BACKUP, WAL segments are not in the manifest, all else is.
         if let Some(manifest) = self.manifest
-            && !wal_file_name(&path).is_some_and(is_segment)
+            && !wal_file_name(path).is_some_and(is_segment)
         {
             let mut manifest = manifest.lock().unwrap_or_else(PoisonError::into_inner);
             manifest.file(path.as_bytes(), size, mtime, checksum).map_err(|error| manifest_error(&error))?;
@@ -326,14 +351,22 @@ impl Work<'_> {
                 String::from_utf8_lossy(name)
             )));
         }
-        if let Some(part) = item.part {
-            return self.part_done(item, &part, self.splits.vanished(item.file, &part), 0);
+        if let Some(sequencer) = self.sequencer {
+            return sequencer.deliver(self, Delivery { item, came: None });
         }
-        self.file_vanished(&path)
+        match item.part {
+            Some(part) if !part.is_all() => {
+                self.part_done(item, &part, self.splits.vanished(item.file, &part), 0)
+            }
+            _ => self.file_vanished(&path),
+        }
     }
 
-    fn file_vanished(&self, path: &BackupPath) -> Result<()> {
-        self.output.vanished(path)?;
+    /// No part of a file is there any more.
+    pub fn file_vanished(&self, path: &BackupPath) -> Result<()> {
+        if let Some(Remains { size, attributes }) = self.output.vanished(path)? {
+            return self.recorded(path, size, attributes.mtime, &checksum_of_zeroes(self.algorithm, size));
+        }
         self.counters.file();
         self.queue.finish(true);
         Ok(())
@@ -347,7 +380,7 @@ impl Work<'_> {
                 Ok(())
             }
             Outcome::Complete { crc, mtime } => {
-                self.file_complete(item, part.size, mtime, mode, &from_crc(crc))
+                self.file_complete(item, part.size, &Attributes { mode, mtime }, &from_crc(crc))
             }
             Outcome::Vanished => self.file_vanished(&self.queue.path(item.file)),
         }
@@ -486,6 +519,7 @@ mod tests {
             past_libpq: case.past_libpq,
             sync: true,
             manifest: (!case.discard).then_some(&manifest),
+            sequencer: None,
             wal: None,
             counters: &counters,
         };

@@ -4,13 +4,15 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
-use protocol::{BackupPath, FileBegin, FileRequest};
+use protocol::{BackupPath, ChecksumAlgorithm, FileBegin, FileRequest};
 
 use crate::error::{Error, Result};
 use crate::fetch::queue::{Item, Part};
 use crate::fetch::receive::{Received, Sink};
+use crate::fetch::reverify::reread;
 use crate::fetch::transfer::{Work, wal_file_name};
-use crate::output::{OutputFile, Piece};
+use crate::output::collected::Collected;
+use crate::output::{Attributes, Intake, OutputFile, Piece};
 use crate::server::chunk::{Chunk, Kept};
 use crate::wal::check::SegmentPages;
 
@@ -29,8 +31,18 @@ pub struct Writer<'a> {
     items: &'a [Item],
     wanted: &'a [FileRequest],
     open: Option<Open>,
-    /// Files with pages whose checksum does not fit: their place in the request, and what came.
-    pub mismatched: Vec<(usize, Received)>,
+    /// Files with pages whose checksum does not fit.
+    pub mismatched: Vec<Mismatched>,
+}
+
+/// A file with pages whose checksum does not fit.
+pub struct Mismatched {
+    /// Its place in the request.
+    pub file: usize,
+    /// What came.
+    pub received: Received,
+    /// Where that is, if it is not the output's yet.
+    pub content: Option<Arc<Collected>>,
 }
 
 /// A file that is being written.
@@ -39,6 +51,8 @@ struct Open {
     file: usize,
     /// None if nothing is kept of it.
     output: Option<Arc<dyn OutputFile>>,
+    /// The same, if it is not the output's yet.
+    collected: Option<Arc<Collected>>,
     /// Where the next byte goes.
     position: u64,
     received: u64,
@@ -58,6 +72,16 @@ impl<'a> Writer<'a> {
     pub fn forget(&mut self) {
         if let Some(open) = self.open.take() {
             self.work.counters.lost(open.received);
+        }
+    }
+
+    /// Whether a file goes to the output only when it is whole and known to be right.
+    fn is_collected(&self, item: Item, is_segment: bool) -> bool {
+        match self.work.output.intake() {
+            Intake::Any => false,
+            // A segment that has another size than all have is an error, and cannot come again.
+            Intake::Sized => item.part.is_none() && !is_segment,
+            Intake::Ordered => true,
         }
     }
 
@@ -110,8 +134,8 @@ impl<'a> Writer<'a> {
 
     /// A part of a file that has shrunk since it was listed is filled up.
     fn fill(&self, file: usize, part: &Part, received: &mut Received) -> Result<()> {
-        let mut zeroed = Checksum::new(self.work.algorithm);
         let mut at = part.offset + received.length;
+        let begin = at;
         let end = part.offset + part.length;
         while at < end {
             let zeroes =
@@ -121,15 +145,20 @@ impl<'a> Writer<'a> {
             {
                 output.write(zeroes, at).map_err(|error| self.io("write to file", file, &error))?;
             }
-            zeroed.update(zeroes);
             at += zeroes.len() as u64;
         }
-        if !received.checksum.is_empty() {
-            let zeroed = to_crc(&zeroed.finish());
-            let length = part.length - received.length;
-            received.checksum = from_crc(combine_crcs(to_crc(&received.checksum), zeroed, length));
-        }
         received.length = part.length;
+        if begin == end {
+            return Ok(());
+        }
+        let zeroed = checksum_of_zeroes(self.work.algorithm, end - begin);
+        if self.work.algorithm == ChecksumAlgorithm::Crc32c {
+            let zeroed = combine_crcs(to_crc(&received.checksum), to_crc(&zeroed), end - begin);
+            received.checksum = from_crc(zeroed);
+        } else if let Some(output) = self.open.as_ref().and_then(|open| open.output.as_ref()) {
+            received.checksum = reread(&**output, received, self.work.algorithm)
+                .map_err(|error| self.io("read file", file, &error))?;
+        }
         Ok(())
     }
 }
@@ -139,10 +168,30 @@ impl Sink for Writer<'_> {
         let path = &self.wanted[file].path;
         let wal = self.check_of_wal(path, begin.size)?;
         let item = self.items[file];
-        let is_wanted = item.part.is_none() || self.work.splits.begin(item.file, begin.mtime);
-        let piece = piece(path, item.part, begin.size);
-        let output = if is_wanted { self.work.output.begin(&piece)? } else { None };
-        self.open = Some(Open { file, output, position: begin.offset, received: 0, told: begin.offset, wal });
+        let in_parts = item.part.is_some_and(|part| !part.is_all());
+        let mut collected = None;
+        let output = if self.is_collected(item, wal.is_some()) {
+            let spool = || self.work.output.spool();
+            let content = Collected::new(begin.offset, begin.length, spool);
+            let content = content.map_err(|error| self.io("create temporary file for", file, &error))?;
+            let content = Arc::new(content);
+            collected = Some(Arc::clone(&content));
+            Some(content as Arc<dyn OutputFile>)
+        } else if in_parts && !self.work.splits.begin(item.file, begin.mtime) {
+            None
+        } else {
+            let attributes = Attributes { mode: begin.mode, mtime: begin.mtime };
+            self.work.output.begin(&piece(path, item.part, begin.size, attributes))?
+        };
+        self.open = Some(Open {
+            file,
+            output,
+            collected,
+            position: begin.offset,
+            received: 0,
+            told: begin.offset,
+            wal,
+        });
         Ok(())
     }
 
@@ -164,7 +213,9 @@ impl Sink for Writer<'_> {
         if let Some(part) = item.part {
             self.fill(file, &part, &mut received)?;
         }
+        let mut collected = None;
         if let Some(open) = self.open.take() {
+            collected = open.collected;
             if self.work.sync
                 && open.received >= WRITEBACK_MINIMUM
                 && let Some(output) = &open.output
@@ -178,9 +229,9 @@ impl Sink for Writer<'_> {
             }
         }
         if received.mismatches.is_empty() {
-            self.work.complete(item, &received)
+            self.work.complete(item, &received, collected)
         } else {
-            self.mismatched.push((file, received));
+            self.mismatched.push(Mismatched { file, received, content: collected });
             Ok(())
         }
     }
@@ -196,9 +247,22 @@ impl Sink for Writer<'_> {
 }
 
 /// What an output is told of a file, or of a part of one.
-pub fn piece(path: &BackupPath, part: Option<Part>, size: u64) -> Piece<'_> {
-    match part {
-        Some(part) => Piece { path, size: part.size, part: Some((part.offset, part.length)) },
-        None => Piece { path, size, part: None },
+pub fn piece(path: &BackupPath, part: Option<Part>, size: u64, attributes: Attributes) -> Piece<'_> {
+    let (size, part) = match part {
+        Some(part) => (part.size, Some((part.offset, part.length))),
+        None => (size, None),
+    };
+    Piece { path, size, part, attributes }
+}
+
+/// The checksum of a file of zeroes.
+pub fn checksum_of_zeroes(algorithm: ChecksumAlgorithm, size: u64) -> Vec<u8> {
+    let mut checksum = Checksum::new(algorithm);
+    let mut left = size;
+    while left > 0 {
+        let count = usize::try_from(left).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
+        checksum.update(&ZEROES[..count]);
+        left -= count as u64;
     }
+    checksum.finish()
 }

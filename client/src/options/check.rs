@@ -161,9 +161,12 @@ fn check_report(options: &Options) -> Result<()> {
 
 /// What is not there yet.
 fn check_supported(options: &Options) -> Result<()> {
-    if options.format == Format::Tar {
-        return Err(Error::local("tar format is not supported by this version")
-            .with_hint("Leave out -F, or use -F plain."));
+    if options.format == Format::Tar
+        && options.compress.side == Some(Side::Server)
+        && !options.compress.is_none()
+    {
+        return Err(Error::local("archives cannot be compressed on the server by this version")
+            .with_hint("Use client-side compression."));
     }
     Ok(())
 }

@@ -429,8 +429,10 @@ mod tests {
                 "invalid wal-method option \"all\", must be \"fetch\", \"stream\", or \"none\"",
             ),
             (&["-D", "x", "-F", "z"], "invalid output format \"z\", must be \"plain\" or \"tar\""),
-            (&["-D", "x", "-Ft"], "tar format is not supported by this version"),
-            (&["-D", "x", "-t", "client", "-Ft"], "tar format is not supported by this version"),
+            (
+                &["-D", "x", "-Ft", "-Z", "server-zstd"],
+                "archives cannot be compressed on the server by this version",
+            ),
             (&["-D", "x", "-Z", "server-squash"], "unrecognized compression algorithm: \"squash\""),
             (&["-t", "blackhole", "-Fp"], "cannot specify both format and backup target"),
             (

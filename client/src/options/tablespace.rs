@@ -14,6 +14,11 @@ const MAX_PATH: usize = 1024;
 pub struct TablespaceMap(Vec<(PathBuf, PathBuf)>);
 
 impl TablespaceMap {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds one `OLDDIR=NEWDIR`; a backslash takes `=` its meaning.
     pub fn add(&mut self, argument: &[u8]) -> Result<()> {
         let mut sides = vec![Vec::new()];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use protocol::BackupPath;
 
-use super::{Attributes, Layout, Modes, Output, OutputFile, Piece, WalOutput};
+use super::{Attributes, Layout, Modes, Output, OutputFile, Piece, Remains, WalOutput};
 use crate::error::Result;
 
 /// Keeps nothing.
@@ -46,8 +46,8 @@ impl Output for Discard {
         Ok(())
     }
 
-    fn vanished(&self, _: &BackupPath) -> Result<()> {
-        Ok(())
+    fn vanished(&self, _: &BackupPath) -> Result<Option<Remains>> {
+        Ok(None)
     }
 
     fn shown(&self, path: &BackupPath) -> PathBuf {
@@ -74,7 +74,7 @@ impl Output for Discard {
         false
     }
 
-    fn sync(&self) -> Result<()> {
+    fn close(&self) -> Result<()> {
         Ok(())
     }
 

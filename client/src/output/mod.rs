@@ -1,16 +1,20 @@
 //! Where a backup goes. No connection is known here, and no file system anywhere else but here: a backup
 //! speaks to an [`Output`].
 //!
-//! Outputs so far: [`directory`], a data directory as the server has it, and [`discard`], nothing at all.
+//! Outputs so far: [`directory`], a data directory as the server has it, [`tar`], archives as pg_basebackup
+//! writes them, and [`discard`], nothing at all.
 
 pub mod claim;
 pub mod cleanup;
+pub mod collected;
 pub mod directory;
 pub mod discard;
 pub mod positioned;
 pub mod space;
 pub mod sync;
+pub mod tar;
 
+use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,12 +22,14 @@ use std::sync::Arc;
 use protocol::BackupPath;
 
 use self::cleanup::Cleanup;
+use self::collected::Collected;
 use self::directory::Directory;
 use self::discard::Discard;
 use self::space::{Need, Sizes};
+use self::tar::Tar;
 use crate::abort::Abort;
 use crate::error::{Error, Result};
-use crate::options::Options;
+use crate::options::{Format, Options};
 use crate::report;
 
 /// The manifest's name.
@@ -36,10 +42,11 @@ pub const MANIFEST_UNDER_WAY: &str = "backup_manifest.tmp";
 /// over all connections at once; in the end own files, `sync` and `finish`. What is left of a backup that
 /// failed is for [`Cleanup`] to remove.
 ///
-/// Each file comes in one or several pieces ([`Piece`]): `begin` for each of them, and its bytes; when the
+/// How files come is for [`Output::intake`] to say. Each file comes in one or several pieces ([`Piece`]): `begin` for each of them, and its bytes; when the
 /// file is whole and known to be right, `complete`, or else `vanished`. Before it
 /// is known to be right it may be opened once more by `reopen`, to be corrected. A piece that failed is begun
-/// again: what an earlier try left of it goes.
+/// again: what an earlier try left of it goes. Or a file is collected elsewhere, and comes by `put` when
+/// it is whole and known to be right.
 pub trait Output: Send + Sync {
     /// Fails where a backup could not go, as far as that can be told before the server is bothered.
     fn check(&self) -> Result<()>;
@@ -61,6 +68,23 @@ pub trait Output: Send + Sync {
         true
     }
 
+    /// How files come.
+    fn intake(&self) -> Intake {
+        Intake::Any
+    }
+
+    /// Whether backup_label comes before everything else, and tablespace_map with it: where the links to
+    /// tablespaces are left to recovery. Otherwise the label comes late, and makes a cluster of what is
+    /// there already.
+    fn has_labels_first(&self) -> bool {
+        false
+    }
+
+    /// Fails if nothing can have this name, of a file that the server listed.
+    fn check_path(&self, _path: &BackupPath) -> Result<()> {
+        Ok(())
+    }
+
     /// A directory that the server listed.
     fn directory(&self, path: &BackupPath, attributes: &Attributes) -> Result<()>;
 
@@ -73,8 +97,20 @@ pub trait Output: Send + Sync {
     /// All of a file is there, as it should be.
     fn complete(&self, path: &BackupPath, attributes: &Attributes) -> Result<()>;
 
-    /// A file is no more on the server, whatever of it came before.
-    fn vanished(&self, path: &BackupPath) -> Result<()>;
+    /// A file that was collected is whole, and as it should be; or, where files come in order, the next part
+    /// of it.
+    fn put(&self, _piece: &Piece<'_>, _content: &Collected) -> Result<()> {
+        Err(Error::local("files are not collected for this output"))
+    }
+
+    /// A file for what is too long to be collected in memory. Nobody else sees it.
+    fn spool(&self) -> io::Result<File> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// A file is no more on the server, whatever of it came before. What has to stay of it, if something
+    /// has to, is zeroes.
+    fn vanished(&self, path: &BackupPath) -> Result<Option<Remains>>;
 
     /// What a file is called in a message about it.
     fn shown(&self, path: &BackupPath) -> PathBuf;
@@ -94,8 +130,8 @@ pub trait Output: Send + Sync {
     /// Whether the WAL stream has brought this timeline history file.
     fn has_history(&self, name: &str) -> bool;
 
-    /// Everything is written: it gets to disk.
-    fn sync(&self) -> Result<()>;
+    /// Everything was handed over: it gets to disk.
+    fn close(&self) -> Result<()>;
 
     /// The backup is good: it gets its final names, and is left to whom it is for.
     fn finish(&self) -> Result<()>;
@@ -145,6 +181,30 @@ pub struct Piece<'a> {
     pub size: u64,
     /// Where the part begins and how long it is, if it is not the whole file.
     pub part: Option<(u64, u64)>,
+    /// As the file has them while this comes.
+    pub attributes: Attributes,
+}
+
+/// How files come to an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intake {
+    /// Whole or in parts, in any order, of whatever size they turn out to have at each try.
+    Any,
+    /// In any order too, but each of a size that is known before its first byte: a large relation file as it
+    /// was listed, in one part or several, a WAL segment, or else a file that was collected.
+    Sized,
+    /// One after the other, all of them collected: a large relation file in parts that follow each other, of the
+    /// size that it was listed with, every other file whole.
+    Ordered,
+}
+
+/// What stays of a file that has vanished: zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remains {
+    /// How many.
+    pub size: u64,
+    /// Of the file when it was there.
+    pub attributes: Attributes,
 }
 
 /// What the server says of a file or directory beside its bytes.
@@ -186,7 +246,13 @@ pub struct Modes {
 
 /// The output that the options ask for.
 pub fn of<'a>(options: &'a Options, abort: &'a Abort, cleanup: &'a Cleanup) -> Box<dyn Output + 'a> {
-    if options.discard { Box::new(Discard) } else { Box::new(Directory::new(options, abort, cleanup)) }
+    if options.discard {
+        Box::new(Discard)
+    } else if options.format == Format::Tar {
+        Box::new(Tar::new(options, abort, cleanup))
+    } else {
+        Box::new(Directory::new(options, abort, cleanup))
+    }
 }
 
 fn say(options: &Options, message: impl std::fmt::Display) {

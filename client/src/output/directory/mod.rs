@@ -20,7 +20,7 @@ use super::cleanup::{Cleanup, Purpose};
 use super::positioned::write_pieces;
 use super::space::{self, Need, Sizes};
 use super::{
-    Attributes, Layout, MANIFEST, MANIFEST_UNDER_WAY, Modes, Output, OutputFile, Piece, Tablespace,
+    Attributes, Layout, MANIFEST, MANIFEST_UNDER_WAY, Modes, Output, OutputFile, Piece, Remains, Tablespace,
     WalOutput, claim, say, sync,
 };
 use crate::abort::Abort;
@@ -169,10 +169,10 @@ impl Output for Directory<'_> {
         self.target.set_mode(path, attributes.mode)
     }
 
-    fn vanished(&self, path: &BackupPath) -> Result<()> {
+    fn vanished(&self, path: &BackupPath) -> Result<Option<Remains>> {
         self.shared().remove(path);
         // An earlier try may have written some of it.
-        self.target.remove(path)
+        self.target.remove(path).map(|()| None)
     }
 
     fn shown(&self, path: &BackupPath) -> PathBuf {
@@ -213,7 +213,7 @@ impl Output for Directory<'_> {
         pg_wal(&self.target).join(name).exists()
     }
 
-    fn sync(&self) -> Result<()> {
+    fn close(&self) -> Result<()> {
         if !self.syncs() {
             return Ok(());
         }
@@ -288,7 +288,8 @@ mod tests {
     fn parts_share_a_file_until_it_is_complete_or_gone() {
         with_directory(|root, directory| {
             let path = BackupPath::from_bytes("f").unwrap();
-            let piece = |offset| Piece { path: &path, size: 10, part: Some((offset, 5)) };
+            let attributes = Attributes { mode: 0o600, mtime: 0 };
+            let piece = |offset| Piece { path: &path, size: 10, part: Some((offset, 5)), attributes };
             for (offset, bytes) in [(5, b"world"), (0, b"hello")] {
                 let file = directory.begin(&piece(offset)).unwrap().unwrap();
                 assert_eq!(fs::metadata(root.join("f")).unwrap().len(), 10);

@@ -79,8 +79,16 @@ impl Target {
 
     /// Opens a file to write all of it, with this mode. Never through a link.
     pub fn create(&self, path: &Path, mode: u32) -> Result<File> {
-        let file = OpenOptions::new()
-            .write(true)
+        self.create_by(OpenOptions::new().write(true), path, mode)
+    }
+
+    /// The same, for one that is to be read as well.
+    pub fn create_read_write(&self, path: &Path, mode: u32) -> Result<File> {
+        self.create_by(OpenOptions::new().read(true).write(true), path, mode)
+    }
+
+    fn create_by(&self, options: &mut OpenOptions, path: &Path, mode: u32) -> Result<File> {
+        let file = options
             .create(true)
             .truncate(true)
             .mode(0o600)
