@@ -29,17 +29,20 @@ class Row:
 
     data: str  # pgbench, files
     transport: str  # socket, tcp, tls
-    target: str  # tmpfs, disk, synced, nowhere
+    target: str  # tmpfs, disk, synced, nowhere; archives: tar (in tmpfs), pipe
     who: str  # pg_basebackup, ours, cp
     jobs: int = 1
     # Who verifies: "" by default, "server", or "checksums": those of files, by the server, which are all that
     # is left without page checksums.
     verify: str = ""
+    # What archives are compressed with, as -Z has it.
+    compress: str = ""
 
     @property
     def group(self):
         """The rows that are compared with each other."""
-        return f"{self.data}/{self.transport}/{self.target}"
+        compress = f"+{self.compress}" if self.compress else ""
+        return f"{self.data}/{self.transport}/{self.target}{compress}"
 
     @property
     def key(self):
@@ -59,10 +62,10 @@ class Row:
 def rows(quick):
     """What the issue of the data path names. Not the cross product: it would take hours."""
 
-    def group(data, transport, target, jobs, verify=(), cp=False):
-        yield Row(data, transport, target, "pg_basebackup")
+    def group(data, transport, target, jobs, verify=(), cp=False, compress=""):
+        yield Row(data, transport, target, "pg_basebackup", compress=compress)
         for number in jobs:
-            yield Row(data, transport, target, "ours", number)
+            yield Row(data, transport, target, "ours", number, compress=compress)
         for who in verify:
             yield Row(data, transport, target, "ours", 2, who)
         if cp:
@@ -73,6 +76,9 @@ def rows(quick):
     yield from group("pgbench", "tcp", "tmpfs", [2])
     yield from group("pgbench", "tls", "tmpfs", [2])
     yield from group("pgbench", "socket", "nowhere", [1, 2, 4, 8])
+    yield from group("pgbench", "socket", "tar", [1, 2])
+    yield from group("pgbench", "socket", "pipe", [1, 2])
+    yield from group("pgbench", "socket", "tar", [2], compress="client-zstd:1")
     yield from group("files", "socket", "tmpfs", [1, 2], cp=True)
     yield from group("pgbench", "socket", "disk", [2], cp=True)
     if not quick:
@@ -125,6 +131,7 @@ class Bench:
         self.runner = Runner(self.env)
         self.targets = {
             "tmpfs": os.path.join(options.tmpfs, "target"),
+            "tar": os.path.join(options.tmpfs, "target"),
             "disk": os.path.join(options.data, "target"),
             "synced": os.path.join(options.data, "target"),
         }
@@ -201,6 +208,8 @@ class Bench:
                 self.skipped[row.key] = "openssl is not installed"
             elif row.who == "ours" and row.target == "nowhere" and "--discard" not in help_text:
                 self.skipped[row.key] = "the client has no --discard"
+            elif row.who == "ours" and row.target in ("tar", "pipe") and "tar" not in help_text:
+                self.skipped[row.key] = "the client has no archives"
             elif row.verify and "--verify" not in help_text:
                 self.skipped[row.key] = "the client has no --verify"
             else:
@@ -223,6 +232,8 @@ class Bench:
             program = [os.path.join(self.bin, "pg_basebackup"), *connection, "-X", "none"]
             if row.target == "nowhere":
                 return [([*program, *sync, "-Ft", "-D", "-"], subprocess.DEVNULL)]
+            if row.target in ("tar", "pipe"):
+                return [self.archive([*program, *sync], row, target)]
             return [([*program, *sync, "-Fp", "-D", target], None)]
         program = [os.path.join(self.bin, "pg_parallel_basebackup"), *connection, "-j", str(row.jobs)]
         if row.verify == "server":
@@ -231,7 +242,16 @@ class Bench:
             program += ["--no-verify-checksums"]
         if row.target == "nowhere":
             return [([*program, "--discard"], None)]
+        if row.target in ("tar", "pipe"):
+            return [self.archive([*program, *sync, "-X", "none"], row, target)]
         return [([*program, *sync, "-X", "none", "-D", target], None)]
+
+    @staticmethod
+    def archive(program, row, target):
+        compress = ["-Z", row.compress] if row.compress else []
+        if row.target == "pipe":
+            return ([*program, "-Ft", *compress, "-D", "-"], subprocess.DEVNULL)
+        return ([*program, "-Ft", *compress, "-D", target], None)
 
     def two_cp(self, cluster, target):
         """Two halves of equal size. The files of large directories are dealt out, largest first; small
@@ -291,7 +311,7 @@ class Bench:
             os.lstat(os.path.join(directory, name)).st_size
             for directory, _, names in os.walk(target) for name in names if name != "backup_manifest"
         )  # fmt: skip
-        if abs(size - cluster.bytes) > cluster.bytes / 50:
+        if not row.compress and abs(size - cluster.bytes) > cluster.bytes / 50:
             raise RuntimeError(f"{row.key}: {size} bytes were copied of {cluster.bytes}")
         if row.who != "cp":
             self.output("pg_verifybackup", "-n", "-q", target)
