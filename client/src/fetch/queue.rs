@@ -507,10 +507,8 @@ impl Queue {
             tablespace.cost_left = tablespace.cost_left.saturating_sub(cost);
             state.cost_left = state.cost_left.saturating_sub(cost);
             if !parts.is_empty() {
-                let tickets = state.tickets..;
-                let left: VecDeque<_> =
-                    parts.into_iter().zip(tickets).map(|(item, ticket)| Item { ticket, ..item }).collect();
-                state.tickets += left.len() as u64;
+                let left =
+                    parts.into_iter().map(|item| Item { ticket: self.ticket(state), ..item }).collect();
                 state.splits.push(Split { file, left, tablespace: number, busy: 0 });
                 return state.part(state.splits.len() - 1, turn, VecDeque::pop_front);
             }
@@ -554,9 +552,15 @@ impl Queue {
         let is_sized = self.intake == Intake::Sized
             && size >= SIZED_MINIMUM
             && relation::of_listed(&list.path(file)).is_some();
-        let ticket = state.tickets;
-        state.tickets += 1;
+        let ticket = self.ticket(state);
         Item { file, part: is_sized.then_some(Part { offset: 0, length: size, size, of: 1 }), ticket }
+    }
+
+    /// The next ticket, where files are written in order.
+    fn ticket(&self, state: &mut State) -> u64 {
+        let ticket = state.tickets;
+        state.tickets += u64::from(self.intake == Intake::Ordered);
+        ticket
     }
 
     /// Whether so many bytes more fit the window. One item always does.
