@@ -1,5 +1,6 @@
 # DROP DATABASE and DROP TABLESPACE ask every process to look up (process signal barriers), and wait
-# until it has. A transfer does so while its client does not read, whatever it is sending.
+# until it has; so does the replay of DROP DATABASE on a standby. A transfer looks up while its client
+# does not read, whatever it is sending.
 
 use strict;
 use warnings FATAL => 'all';
@@ -114,8 +115,32 @@ if ($psql)
 ok(!stop_backup($coordinator)->{reply}{error}, 'STOP_BACKUP');
 $_->close for ($coordinator, @stalled);
 
-unlink "$pgdata/$relation", "$pgdata/$other", glob("$pgdata/many/*");
-rmdir "$pgdata/many";
+# On a standby.
+rmdir "$pgdata/many" if unlink glob("$pgdata/many/*");
+{
+	$node->backup('base');
+	my $standby = PostgreSQL::Test::Cluster->new('standby');
+	$standby->init_from_backup($node, 'base', has_streaming => 1);
+	chmod 0600, $standby->data_dir . '/server.key';
+	$standby->start;
+	$node->wait_for_replay_catchup($standby);
+	$coordinator = connection($standby);
+	$id = start_backup($coordinator, VERIFY_CHECKSUMS => 'false')->{backup_id};
+	my $conn = connection($standby);
+	$conn->send_query(send_files_sql([$other], BACKUP_ID => $id));
+	$conn->read_until(sub { $_[0]{type} eq 'd' });
+	$standby->poll_query_until('postgres', "SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = " . $conn->pid)
+	  or die 'the transfer does not wait for its client';
+	$node->safe_psql('postgres', $_) for ('CREATE DATABASE doomed', 'DROP DATABASE doomed');
+	$node->wait_for_replay_catchup($standby);
+	pass('replay goes on beside a stalled transfer');
+	ok(!$conn->finish->{error}, 'which goes on too');
+	ok(!stop_backup($coordinator, WAIT => 'false')->{reply}{error}, 'STOP_BACKUP');
+	$_->close for ($coordinator, $conn);
+	$standby->stop;
+}
+
+unlink "$pgdata/$relation", "$pgdata/$other";
 my $copy = PostgreSQL::Test::Cluster->new('copy');
 raw_backup($node, $copy->data_dir);
 start_copy($copy);
