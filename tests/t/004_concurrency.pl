@@ -156,9 +156,10 @@ is(in_backup_mode(), 0, 'not in backup mode');
 	is_over('worker terminated');
 }
 
-# A worker is terminated while its client reads: whole frames and a FATAL error.
+# A worker is terminated while its client reads: whole frames and a FATAL error. At the lowest rate, which takes
+# long to fill a socket that is not read meanwhile.
 {
-	my ($coordinator, $worker) = begin_transfer(MAX_RATE => 1024);
+	my ($coordinator, $worker) = begin_transfer(MAX_RATE => 32);
 	$node->safe_psql('postgres', 'SELECT pg_terminate_backend(' . $worker->pid . ')');
 	my $reply = $worker->finish;
 	is_report($reply->{error}, '57P01', qr/terminating connection due to administrator command/,
