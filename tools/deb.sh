@@ -153,7 +153,7 @@ third_party() {
 		while read -r name number license; do
 			printf '%s %s: %s\n' "$name" "$number" "${license:-see below}"
 			for directory in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$name-$number"; do
-				for file in "$directory"/{LICENSE,LICENCE,COPYING,COPYRIGHT,NOTICE}*; do
+				for file in "$directory"/{LICENSE,LICENCE,COPYING,COPYRIGHT,NOTICE}* "$directory"/liblz4/lib/LICENSE; do
 					if [ -f "$file" ]; then printf '\n--- %s\n\n' "${file##*/}" && cat "$file"; fi
 				done
 			done
