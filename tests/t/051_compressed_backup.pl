@@ -71,10 +71,10 @@ for my $case (
 	is_good($directory, $compress);
 }
 $node->command_fails_like([ @client, '-Z' => 'server-zstd:level=23', '-D' => "$tempdir/no" ],
-	qr/error: invalid compression specification: compression algorithm "zstd" expects a compression level between -131072 and 22 \(default at 3\)/,
+	qr/error: could not initiate base backup: ERROR:  invalid compression specification: compression algorithm "zstd" expects a compression level between -131072 and 22 \(default at 3\)/,
 	'a level that there is not');
 $node->command_fails_like([ @client, '-Z' => 'server-extrasquishy', '-D' => "$tempdir/no" ],
-	qr/error: unrecognized compression algorithm: "extrasquishy"/, 'a method that there is not');
+	qr/error: could not initiate base backup: ERROR:  unrecognized compression algorithm: "extrasquishy"/, 'a method that there is not');
 $node->command_ok([ @client, '-Z' => 'server-zstd', '-t' => 'blackhole', '--dbname' => $node->connstr('postgres') ], 'into the black hole');
 
 # Through a network that changes bytes. Compressed, one bit is enough to change all that follows; the copy is

@@ -46,10 +46,7 @@ impl Compress {
         };
         let specification = Method::parse(method)
             .and_then(|method| Specification::parse(method, detail))
-            .map_err(|error| match error {
-                SpecificationError::UnknownMethod(_) => Error::local(error.to_string()),
-                _ => Error::local(format!("invalid compression specification: {error}")),
-            })?;
+            .map_err(|error| refusal(side, &error))?;
         Ok(Self { side, specification })
     }
 
@@ -62,6 +59,19 @@ impl Compress {
     pub fn of_server(&self) -> Option<Specification> {
         (self.side == Some(Side::Server) && !self.is_none()).then_some(self.specification)
     }
+}
+
+/// The words of whoever would refuse it: pg_basebackup leaves to the server what is the server's to do. This server
+/// reads a specification by the same code, but only once the backup runs.
+fn refusal(side: Option<Side>, error: &SpecificationError) -> Error {
+    let words = match error {
+        SpecificationError::UnknownMethod(_) => error.to_string(),
+        _ => format!("invalid compression specification: {error}"),
+    };
+    Error::local(match side {
+        Some(Side::Server) => format!("could not initiate base backup: ERROR:  {words}"),
+        _ => words,
+    })
 }
 
 #[cfg(test)]
@@ -100,7 +110,10 @@ mod tests {
     fn refusals_in_pg_basebackups_words() {
         for (text, words) in [
             ("none+", "unrecognized compression algorithm: \"none+\""),
-            ("server-extrasquishy", "unrecognized compression algorithm: \"extrasquishy\""),
+            (
+                "server-extrasquishy",
+                "could not initiate base backup: ERROR:  unrecognized compression algorithm: \"extrasquishy\"",
+            ),
             (
                 "none:1",
                 "invalid compression specification: compression algorithm \"none\" does not accept a compression \
@@ -112,7 +125,7 @@ mod tests {
             ),
             (
                 "server-gzip:level=236",
-                "invalid compression specification: compression algorithm \"gzip\" expects a compression level \
+                "could not initiate base backup: ERROR:  invalid compression specification: compression algorithm \"gzip\" expects a compression level \
                  between 1 and 9 (default at -1)",
             ),
         ] {

@@ -433,7 +433,10 @@ mod tests {
                 &["-D", "x", "-Ft", "-Z", "server-zstd"],
                 "archives cannot be compressed on the server by this version",
             ),
-            (&["-D", "x", "-Z", "server-squash"], "unrecognized compression algorithm: \"squash\""),
+            (
+                &["-D", "x", "-Z", "server-squash"],
+                "could not initiate base backup: ERROR:  unrecognized compression algorithm: \"squash\"",
+            ),
             (&["-t", "blackhole", "-Fp"], "cannot specify both format and backup target"),
             (
                 &["-t", "blackhole", "-D", "x", "-X", "none"],
