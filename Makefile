@@ -11,11 +11,11 @@ export PG PG_SOURCE TESTS
 .PHONY: help
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r target what; do printf 'make %-14s %s\n' "$$target" "$$what"; done
+		while IFS='|' read -r target what; do printf 'make %-17s %s\n' "$$target" "$$what"; done
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer lint build install deb clean
+.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -38,8 +38,13 @@ check-regress: ## the SQL tests
 check-tap: ## the TAP tests, or some: TESTS='tests/t/001*.pl'
 	@tools/check.sh tap
 
-check-peer: ## PostgreSQL's own tests of pg_basebackup and pg_verifybackup, with our client in pg_basebackup's place
+check-peer: ## PostgreSQL's own tests of pg_basebackup and its peers, with our client in pg_basebackup's place
 	@tools/check.sh peer
+
+ROUNDS ?= 20
+SEED ?=
+check-incremental: ## chains of increments of a busy cluster, at random: ROUNDS=20 SEED=number
+	@ROUNDS='$(ROUNDS)' SEED='$(SEED)' TESTS=tests/t/072_incremental_rounds.pl tools/check.sh tap
 
 check-deb: ## as root: install the packages, back up a server, remove them again
 	@tools/deb.sh "$(PG_CONFIG)"

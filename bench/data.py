@@ -12,6 +12,9 @@
    of the catalog has these file numbers, and the server does not look at them.
 
 Both are made with page checksums and by the programs of the server that is measured.
+
+For increments 5 % of the blocks of "pgbench" are changed each time the bench is run, at random: a row of each is
+locked, which is in WAL and changes nothing else.
 """
 
 import json
@@ -25,6 +28,7 @@ from array import array
 
 BLOCK = 8192
 FIRST_FILE = 1_000_000  # file number: beyond what initdb uses
+CHANGED = 0.05  # of the blocks, for increments
 
 # What a backup leaves out, and cp is not given either (PostgreSQL, basebackup.c, excludeDirContents
 # and excludeFiles). The directories are empty in a backup.
@@ -193,11 +197,33 @@ class Cluster:
         with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as file:
             self.postmaster = int(file.readline())
 
-    def start_measuring(self, certificate):
+    def start_measuring(self, certificate, summaries=False):
         tls = f"ssl = on\nssl_cert_file = '{certificate}.crt'\nssl_key_file = '{certificate}.key'\n" if certificate else ""
-        self.start(MEASURING + tls)
+        self.start(MEASURING + ("summarize_wal = on\n" if summaries else "") + tls)
         sizes = list(self.sizes())
         self.files, self.bytes = len(sizes), sum(size for _, size in sizes)
+
+    # --- for increments
+
+    def change(self):
+        """Changes some blocks of the large tables."""
+        for table in ("pgbench_accounts", "words"):
+            self.sql(
+                f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE ctid = ANY (ARRAY(SELECT format('(%s,1)', block)::tid "
+                f"FROM generate_series(0, pg_relation_size('{table}') / {BLOCK} - 1) block "
+                f"WHERE random() < {CHANGED})) FOR UPDATE) x"
+            )
+        self.sql("CHECKPOINT")
+
+    def sql(self, query):
+        self.program("psql", *self.local(), "-Xq", "-v", "ON_ERROR_STOP=1", "-c", query, "bench")
+
+    def chill(self):
+        """Has the kernel forget all of it."""
+        for name, _ in self.sizes():
+            descriptor = os.open(os.path.join(self.data, name), os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
 
     def stop(self, mode):
         self.postmaster = None

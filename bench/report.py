@@ -19,6 +19,8 @@ GROUPS = [
     ("pgbench/socket/pipe", "Unix socket, one archive through a pipe to nowhere"),
     ("pgbench/socket/tar+client-zstd:1", "Unix socket, archives in memory, compressed by the client with zstd, level 1"),
     ("files/socket/tmpfs", "{files} files of one page, Unix socket, to memory"),
+    ("pgbench/socket/increment", "An increment of 5 % of the blocks, Unix socket, to memory"),
+    ("pgbench/socket/increment-cold", "The same, of data that is not in the page cache"),
     ("pgbench/socket/disk", "Unix socket, to disk, without waiting for it"),
     ("pgbench/socket/synced", "Unix socket, to disk, synced"),
 ]
@@ -111,7 +113,7 @@ def against(row, other, value):
 
 def checks(results):
     rows = {row["key"]: row for row in results["rows"]}
-    memory = "pgbench/socket/tmpfs"
+    memory, increment = "pgbench/socket/tmpfs", "pgbench/socket/increment"
 
     def speed(run):
         return 1 / run["wall"]
@@ -131,6 +133,10 @@ def checks(results):
         ("to nowhere, -j 2", ">=", 4, "pgbench/socket/nowhere/ours-2", "pgbench/socket/nowhere/pg_basebackup", speed),
         ("archives, -j 2", ">=", 2, "pgbench/socket/tar/ours-2", "pgbench/socket/tar/pg_basebackup", speed),
         ("files of one page, -j 2", ">=", 3, "files/socket/tmpfs/ours-2", "files/socket/tmpfs/pg_basebackup", speed),
+        ("an increment of 5 %, -j 2", ">=", 2, f"{increment}/ours-2", f"{increment}/pg_basebackup", speed),
+        ("the same, not in the page cache", ">=", 3, f"{increment}-cold/ours-2", f"{increment}-cold/pg_basebackup", speed),
+        ("server CPU of an increment of 5 %, -j 2", "<=", 0.5, f"{increment}/ours-2", f"{increment}/pg_basebackup",
+         server),
         ("TLS, -j 2", ">=", 2, "pgbench/tls/tmpfs/ours-2", "pgbench/tls/tmpfs/pg_basebackup", speed),
         ("server CPU a GB, plain, default options, -j 2", "<=", 0.25, ours[1], f"{memory}/pg_basebackup", server),
         ("server CPU a GB, server verifies, CRC32C, -j 2", "<=", 0.7, f"{ours[1]}-server", f"{memory}/pg_basebackup",

@@ -29,7 +29,7 @@ class Row:
 
     data: str  # pgbench, files
     transport: str  # socket, tcp, tls
-    target: str  # tmpfs, disk, synced, nowhere; archives: tar (in tmpfs), pipe
+    target: str  # tmpfs, disk, synced, nowhere; archives: tar (in tmpfs), pipe; to memory: increment, increment-cold
     who: str  # pg_basebackup, ours, cp
     jobs: int = 1
     # Who verifies: "" by default, "server", or "checksums": those of files, by the server, which are all that
@@ -43,6 +43,10 @@ class Row:
         """The rows that are compared with each other."""
         compress = f"+{self.compress}" if self.compress else ""
         return f"{self.data}/{self.transport}/{self.target}{compress}"
+
+    @property
+    def is_increment(self):
+        return self.target.startswith("increment")
 
     @property
     def key(self):
@@ -80,6 +84,8 @@ def rows(quick):
     yield from group("pgbench", "socket", "pipe", [1, 2])
     yield from group("pgbench", "socket", "tar", [2], compress="client-zstd:1")
     yield from group("files", "socket", "tmpfs", [1, 2], cp=True)
+    yield from group("pgbench", "socket", "increment", [1, 2])
+    yield from group("pgbench", "socket", "increment-cold", [1, 2])
     yield from group("pgbench", "socket", "disk", [2], cp=True)
     if not quick:
         yield from group("pgbench", "socket", "synced", [2])
@@ -132,12 +138,15 @@ class Bench:
         self.targets = {
             "tmpfs": os.path.join(options.tmpfs, "target"),
             "tar": os.path.join(options.tmpfs, "target"),
+            "increment": os.path.join(options.tmpfs, "target"),
+            "increment-cold": os.path.join(options.tmpfs, "target"),
             "disk": os.path.join(options.data, "target"),
             "synced": os.path.join(options.data, "target"),
         }
         self.results = {}
         self.skipped = {}
         self.certificate = None
+        self.manifest = os.path.join(options.scratch, "full_manifest")
 
     # --- before the first round
 
@@ -198,6 +207,10 @@ class Bench:
         command = [os.path.join(self.bin, program), *arguments]
         return subprocess.run(command, stdout=subprocess.PIPE, env=self.env, check=True).stdout.decode().strip()
 
+    @property
+    def major(self):
+        return int(self.output("pg_config", "--version").split()[1].split(".")[0])
+
     def choose_rows(self):
         """The rows that the client and the machine can do; the others are named, with the reason."""
         help_text = self.output("pg_parallel_basebackup", "--help")
@@ -210,12 +223,27 @@ class Bench:
                 self.skipped[row.key] = "the client has no --discard"
             elif row.who == "ours" and row.target in ("tar", "pipe") and "tar" not in help_text:
                 self.skipped[row.key] = "the client has no archives"
+            elif row.is_increment and ("--incremental" not in help_text or self.major < 17):
+                self.skipped[row.key] = "there are no incremental backups before 17"
             elif row.verify and "--verify" not in help_text:
                 self.skipped[row.key] = "the client has no --verify"
             else:
                 self.results[row] = []
         for key, why in self.skipped.items():
             note(f"left out: {key}: {why}")
+
+    def prepare_increments(self):
+        """A full backup, of which the manifest is kept, and some changes since."""
+        if not any(row.is_increment for row in self.results):
+            return
+        say("Changing some blocks, for increments")
+        cluster, target = self.clusters["pgbench"], self.targets["tmpfs"]
+        self.output(
+            "pg_parallel_basebackup", "-d", cluster.conninfo("socket"), "-c", "fast", "-X", "none", "--no-sync", "-D", target
+        )
+        shutil.copy(os.path.join(target, "backup_manifest"), self.manifest)
+        self.remove(target)
+        cluster.change()
 
     # --- a row
 
@@ -228,6 +256,8 @@ class Bench:
             return [(["sh", "-c", script], None) for script in self.two_cp(cluster, target)]
         connection = ["-d", cluster.conninfo(row.transport), "-c", "fast"]
         sync = [] if row.target == "synced" else ["--no-sync"]
+        if row.is_increment:
+            connection += ["-i", self.manifest]
         if row.who == "pg_basebackup":
             program = [os.path.join(self.bin, "pg_basebackup"), *connection, "-X", "none"]
             if row.target == "nowhere":
@@ -295,6 +325,8 @@ class Bench:
         if target:
             os.mkdir(target, 0o700)
         commands = self.commands(row, target)
+        if row.target == "increment-cold":
+            cluster.chill()
         if on_disk:
             subprocess.run(["sync", "-f", target], check=True)
         result = self.runner.measure(
@@ -311,7 +343,9 @@ class Bench:
             os.lstat(os.path.join(directory, name)).st_size
             for directory, _, names in os.walk(target) for name in names if name != "backup_manifest"
         )  # fmt: skip
-        if not row.compress and abs(size - cluster.bytes) > cluster.bytes / 50:
+        # Of an increment there is no number to go by but that it is much less.
+        is_off = size > cluster.bytes / 5 if row.is_increment else abs(size - cluster.bytes) > cluster.bytes / 50
+        if not row.compress and is_off:
             raise RuntimeError(f"{row.key}: {size} bytes were copied of {cluster.bytes}")
         if row.who != "cp":
             self.output("pg_verifybackup", "-n", "-q", target)
@@ -331,10 +365,11 @@ class Bench:
         if not self.results:
             raise RuntimeError("no row is left to be measured")
         for cluster in self.clusters.values():
-            cluster.start_measuring(self.certificate)
+            cluster.start_measuring(self.certificate, self.major >= 17)
             self.env["PGPASSFILE"] = os.path.join(options.scratch, "passwords")
             with open(self.env["PGPASSFILE"], "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(f"127.0.0.1:{cluster.port}:*:*:{cluster.password}\n")
+        self.prepare_increments()
         for number in range(options.rounds + 1):
             what = f"Round {number} of {options.rounds}" if number else "Warming up, and verifying the copies"
             say(f"{what}: {len(self.results)} rows")

@@ -58,7 +58,19 @@ BEGIN
     ALTER EXTENSION pg_parallel_backup ADD SCHEMA parallel_backup;
 END $$;
 
--- With another argument it is another procedure, which nobody may execute yet.
+-- With another argument each is another procedure, which nobody may execute yet.
+DROP PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8);
+CREATE PROCEDURE parallel_backup.start_backup(
+    label text DEFAULT NULL,
+    checkpoint text DEFAULT NULL,
+    progress boolean DEFAULT NULL,
+    verify_checksums boolean DEFAULT NULL,
+    max_rate int8 DEFAULT NULL,
+    incremental boolean DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'parallel_backup_start_backup_wrapper';
+REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean) FROM PUBLIC;
+
 DROP PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4);
 CREATE PROCEDURE parallel_backup.send_files_content(
     files text[],
@@ -69,10 +81,12 @@ CREATE PROCEDURE parallel_backup.send_files_content(
     file_checksum text DEFAULT NULL,
     compression text DEFAULT NULL,
     compression_level int4 DEFAULT NULL,
-    compression_detail text DEFAULT NULL)
+    compression_detail text DEFAULT NULL,
+    blocks text[] DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_send_files_content_wrapper';
-REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text, text[]) FROM PUBLIC;
+
 DROP PROCEDURE parallel_backup.stop_backup(text, text, boolean);
 CREATE PROCEDURE parallel_backup.stop_backup(
     backup_id text DEFAULT NULL,
@@ -82,3 +96,11 @@ CREATE PROCEDURE parallel_backup.stop_backup(
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
 REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text) FROM PUBLIC;
+
+CREATE PROCEDURE parallel_backup.upload_manifest(
+    piece bytea,
+    piece_offset int8 DEFAULT NULL,
+    is_last boolean DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'parallel_backup_upload_manifest_wrapper';
+REVOKE EXECUTE ON PROCEDURE parallel_backup.upload_manifest(bytea, int8, boolean) FROM PUBLIC;

@@ -68,7 +68,8 @@ CREATE PROCEDURE parallel_backup.start_backup(
     checkpoint text DEFAULT NULL,
     progress boolean DEFAULT NULL,
     verify_checksums boolean DEFAULT NULL,
-    max_rate int8 DEFAULT NULL)
+    max_rate int8 DEFAULT NULL,
+    incremental boolean DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_start_backup_wrapper';
 
@@ -78,8 +79,8 @@ CREATE PROCEDURE parallel_backup.send_file_list(
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_send_file_list_wrapper';
 
--- Paths are percent-encoded, as send_file_list returns them; offsets and lengths belong to the
--- files at the same place.
+-- Paths are percent-encoded, as send_file_list returns them; offsets, lengths and lists of blocks belong to
+-- the files at the same place.
 CREATE PROCEDURE parallel_backup.send_files_content(
     files text[],
     backup_id text DEFAULT NULL,
@@ -89,7 +90,8 @@ CREATE PROCEDURE parallel_backup.send_files_content(
     file_checksum text DEFAULT NULL,
     compression text DEFAULT NULL,
     compression_level int4 DEFAULT NULL,
-    compression_detail text DEFAULT NULL)
+    compression_detail text DEFAULT NULL,
+    blocks text[] DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_send_files_content_wrapper';
 
@@ -101,8 +103,17 @@ CREATE PROCEDURE parallel_backup.stop_backup(
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
 
+-- The manifest of the backup that the next one is to be an increment to, piece by piece.
+CREATE PROCEDURE parallel_backup.upload_manifest(
+    piece bytea,
+    piece_offset int8 DEFAULT NULL,
+    is_last boolean DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'parallel_backup_upload_manifest_wrapper';
+
 -- They read every file of the cluster, and pg_hba.conf's replication rules do not guard them.
-REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean) FROM PUBLIC;
-REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text, text[]) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.upload_manifest(bytea, int8, boolean) FROM PUBLIC;

@@ -152,6 +152,54 @@ pub enum Error {
     /// Page checksum failures, after the results of STOP_BACKUP.
     #[error("checksum verification failure during base backup")]
     ChecksumFailures,
+    /// Blocks of a file that is not a relation's.
+    #[error("cannot send blocks of file \"{}\": it is not a relation file", encode(.path))]
+    BlocksOfOther {
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// A block that no segment has.
+    #[error("file \"{}\" cannot have a block {block}", encode(.path))]
+    BlockNumber {
+        /// The path.
+        path: Vec<u8>,
+        /// The block.
+        block: u32,
+        /// How many blocks a segment has at most.
+        segment_blocks: u32,
+    },
+    /// PostgreSQL's block numbers of a file do not ascend.
+    #[error("blocks of file \"{}\" are out of order", encode(.path))]
+    BlockOrder {
+        /// The path.
+        path: Vec<u8>,
+    },
+    /// An incremental backup of a server that has none.
+    #[error("incremental backups need PostgreSQL 17 or later")]
+    NoIncremental,
+    /// summarize_wal is off.
+    #[error("incremental backups cannot be taken unless WAL summarization is enabled")]
+    NoSummaries,
+    /// An incremental backup to nothing.
+    #[error("must UPLOAD_MANIFEST before performing an incremental START_BACKUP")]
+    NoManifest,
+    /// UPLOAD_MANIFEST's manifest is out of reach.
+    #[error("the patch of this server does not hand over the manifest that was uploaded")]
+    ManifestNotHandedOver,
+    /// UPLOAD_MANIFEST has taken another.
+    #[error("the manifest that this backup goes by is gone, since another was uploaded")]
+    ManifestReplaced,
+    /// A gap in a manifest, or an overlap.
+    #[error("piece of the manifest begins at byte {offset}, but {expected} bytes were uploaded")]
+    ManifestPiece {
+        /// Where it begins.
+        offset: i64,
+        /// Where it should.
+        expected: u64,
+    },
+    /// The list of an incremental backup on another connection than the coordinator's.
+    #[error("files of incremental parallel backup \"{0}\" can only be listed in the session that started it")]
+    ListElsewhere(BackupId),
     /// An operating system call on a file failed.
     #[error("could not {action} \"{}\": {}", encode(.path), os_message(.source))]
     Io {
@@ -188,7 +236,9 @@ impl Error {
     pub fn sqlstate(&self) -> SqlState {
         match self {
             Self::Command(error) => error.sqlstate(),
-            Self::ExtendedProtocol { .. } => SqlState::FEATURE_NOT_SUPPORTED,
+            Self::ExtendedProtocol { .. } | Self::NoIncremental | Self::ManifestNotHandedOver => {
+                SqlState::FEATURE_NOT_SUPPORTED
+            }
             Self::NestedCall { .. } => SqlState::ACTIVE_SQL_TRANSACTION,
             Self::NotPreloaded
             | Self::HookVersion { .. }
@@ -198,6 +248,10 @@ impl Error {
             | Self::NotCoordinator(_)
             | Self::Stopping(_)
             | Self::TransfersRunning { .. }
+            | Self::NoSummaries
+            | Self::NoManifest
+            | Self::ManifestReplaced
+            | Self::ListElsewhere(_)
             | Self::Promoted => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::TooManyBackups { .. } => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
             Self::UnknownBackup(_) | Self::Stopped(_) => SqlState::UNDEFINED_OBJECT,
@@ -207,9 +261,12 @@ impl Error {
             | Self::NotForThisRole { .. }
             | Self::NotInBackup { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
             Self::Aborted(_) => SqlState::QUERY_CANCELED,
-            Self::LabelMismatch | Self::RangeOfOther { .. } | Self::RangeAlignment { .. } => {
-                SqlState::INVALID_PARAMETER_VALUE
-            }
+            Self::LabelMismatch
+            | Self::RangeOfOther { .. }
+            | Self::RangeAlignment { .. }
+            | Self::BlocksOfOther { .. }
+            | Self::BlockNumber { .. }
+            | Self::ManifestPiece { .. } => SqlState::INVALID_PARAMETER_VALUE,
             Self::NotRegular { .. } => SqlState::WRONG_OBJECT_TYPE,
             Self::WalRemoved { .. } => SqlState::UNDEFINED_FILE,
             Self::ControlFileCrc | Self::ChecksumFailures => SqlState::DATA_CORRUPTED,
@@ -217,7 +274,9 @@ impl Error {
             Self::Io { source, .. } => io_sqlstate(source),
             Self::Compression(EncodeError::OutOfMemory) => SqlState::OUT_OF_MEMORY,
             Self::Compression(EncodeError::Library(_)) => SqlState::INTERNAL_ERROR,
-            Self::NoRandom | Self::TimelineHistory { .. } => SqlState::INTERNAL_ERROR,
+            Self::NoRandom | Self::TimelineHistory { .. } | Self::BlockOrder { .. } => {
+                SqlState::INTERNAL_ERROR
+            }
         }
     }
 
@@ -263,6 +322,19 @@ impl Error {
             Self::RangeAlignment { block_size, .. } => {
                 Some(format!("Offset and length must be multiples of {block_size} bytes."))
             }
+            Self::BlockNumber { segment_blocks, .. } => {
+                Some(format!("A file has at most {segment_blocks} blocks, beginning with 0."))
+            }
+            Self::NoSummaries => Some("Set \"summarize_wal\" to on, and begin with a full backup.".into()),
+            Self::NoManifest => Some(
+                "On the SQL route it is the procedure parallel_backup.upload_manifest, with is_last in its last call."
+                    .into(),
+            ),
+            Self::ManifestNotHandedOver => Some(
+                "Build the server with the patch of pg_parallel_backup 0.3.0 or later, or use the SQL procedures."
+                    .into(),
+            ),
+            Self::ManifestPiece { .. } => Some("Begin again, with the first piece.".into()),
             _ => None,
         }
     }

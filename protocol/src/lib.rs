@@ -4,6 +4,7 @@
 //! No I/O and no PostgreSQL here: the server hands over what its grammar parsed, the client what
 //! it read from the connection.
 
+pub mod blocks;
 pub mod checksum;
 pub mod command;
 pub mod compression;
@@ -16,8 +17,9 @@ pub mod reply;
 pub mod sqlstate;
 pub mod wal;
 
+pub use blocks::{BlockList, MAX_BLOCK_LISTS};
 pub use checksum::ChecksumAlgorithm;
-pub use command::{Checkpoint, Command, CommandError, CommandKind, FileRequest, Range};
+pub use command::{Checkpoint, Command, CommandError, CommandKind, Extent, FileRequest, Range};
 pub use frame::{FileBegin, FileEnd, Frame, FrameError};
 pub use id::BackupId;
 pub use lsn::Lsn;

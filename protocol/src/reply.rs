@@ -63,6 +63,17 @@ pub const LABELS: &[Column] = &[text("labelfile"), text("spcmapfile")];
 /// SEND_FILE_LIST: a row a file or directory.
 pub const FILE_LIST: &[Column] = &[text("filename"), text("type"), int8("size"), int8("mtime"), int4("mode")];
 
+/// SEND_FILE_LIST of an incremental backup.
+pub const INCREMENTAL_FILE_LIST: &[Column] = &[
+    text("filename"),
+    text("type"),
+    int8("size"),
+    int8("mtime"),
+    int4("mode"),
+    text("blocks"),
+    int8("truncation_block_length"),
+];
+
 /// STOP_BACKUP, first result set: one row.
 pub const STOP: &[Column] = &[text("recptr"), int8("tli")];
 

@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod handle;
+pub mod prior;
 pub mod registry;
 pub mod session;
 pub mod table;

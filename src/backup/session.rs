@@ -11,6 +11,7 @@ use crate::cluster::Layout;
 use crate::cluster::wal::WalRange;
 use crate::pg;
 use crate::pg::backup::BackupState;
+use crate::pg::incremental::Increment;
 use crate::pg::segment::Segment;
 
 /// A backup that this session has started.
@@ -26,6 +27,8 @@ pub struct Session {
     pub layout: Rc<Layout>,
     /// Where workers read that.
     pub segment: Segment,
+    /// What has changed since the prior backup, if only that is in this one.
+    pub increment: Option<Rc<Increment>>,
     /// The content of backup_label.
     pub label_file: Vec<u8>,
     /// What STOP_BACKUP found, once it has ended the backup.
@@ -76,8 +79,7 @@ pub fn is_running() -> bool {
 /// Forgets the session's backup and gives back what it holds. Does not leave backup mode.
 pub fn release() {
     if let Some(session) = take() {
-        registry::release(session.id);
-        session.segment.release();
+        session.give_back();
     }
 }
 
@@ -86,10 +88,17 @@ pub fn release() {
 pub fn abort(id: BackupId) {
     pg::backup::abort();
     match take() {
-        Some(session) => {
-            registry::release(session.id);
-            session.segment.release();
-        }
+        Some(session) => session.give_back(),
         None => registry::release(id),
+    }
+}
+
+impl Session {
+    fn give_back(self) {
+        registry::release(self.id);
+        self.segment.release();
+        if let Some(increment) = self.increment {
+            increment.release();
+        }
     }
 }

@@ -41,6 +41,8 @@ pub struct Facts {
     pub max_rate: Option<u32>,
     /// The segment with the encoded layout.
     pub layout_handle: u32,
+    /// Whether it has only what has changed since a prior backup: its list is the coordinator's to send.
+    pub incremental: bool,
 }
 
 /// A backend that takes part in a backup.
@@ -259,6 +261,7 @@ mod tests {
         verify_checksums: true,
         max_rate: None,
         layout_handle: 7,
+        incremental: false,
     };
 
     /// A step of a process, about a backup.

@@ -81,6 +81,46 @@ pub struct RelationDir {
     pub database: u32,
 }
 
+/// Where PostgreSQL keeps a relation's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// `global`.
+    Global,
+    /// `base`.
+    Default,
+    /// A tablespace with this OID.
+    Other(u32),
+}
+
+/// A relation file as PostgreSQL's block references name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relation {
+    /// Where it is.
+    pub space: Space,
+    /// The database's OID, 0 in `global`.
+    pub database: u32,
+    /// Which it is there.
+    pub file: RelationFile,
+}
+
+impl Relation {
+    /// Reads the path of a listed file, relative to the data directory; `None` for a file of no relation, and for one in
+    /// a directory of digits elsewhere, which sendDir takes for a database's (see [`database_of`]): where
+    /// pg_combinebackup puts nothing together everything is sent whole.
+    pub fn of(layout: &Layout, path: &[u8]) -> Option<Self> {
+        let (directory, name) = split(path);
+        let RelationDir { database } = RelationDir::of(layout, directory)?;
+        let file = RelationFile::parse(name)?;
+        let space = match directory.strip_prefix(TABLESPACE_DIR).and_then(|rest| rest.strip_prefix(b"/")) {
+            Some(rest) => Space::Other(layout.tablespace(rest.split(|byte| *byte == b'/').next()?)?.oid),
+            None if directory == b"global" => Space::Global,
+            None if directory.starts_with(b"base/") => Space::Default,
+            None => return None,
+        };
+        Some(Self { space, database, file })
+    }
+}
+
 impl RelationDir {
     /// Reads a directory's path relative to the data directory.
     pub fn of(layout: &Layout, directory: &[u8]) -> Option<Self> {
@@ -293,6 +333,31 @@ mod tests {
             "inside/PG_18_202506291/5/1",
         ] {
             assert_eq!(check(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn relations_by_path() {
+        let layout = layout();
+        let of = |path: &str| {
+            let relation = Relation::of(&layout, path.as_bytes())?;
+            Some((relation.space, relation.database, relation.file.number, relation.file.segment))
+        };
+        assert_eq!(of("base/5/16384.2"), Some((Space::Default, 5, 16384, 2)));
+        assert_eq!(of("global/1262_vm"), Some((Space::Global, 0, 1262, 0)));
+        for oid in [16384, 16386] {
+            let path = format!("pg_tblspc/{oid}/PG_18_202506291/5/16390");
+            assert_eq!(of(&path), Some((Space::Other(oid), 5, 16390, 0)));
+        }
+        for path in [
+            "PG_VERSION",
+            "base/5/PG_VERSION",
+            "global/pg_filenode.map",
+            "5432/16384",
+            "16384",
+            "pg_xact/0000",
+        ] {
+            assert_eq!(of(path), None, "{path}");
         }
     }
 

@@ -4,20 +4,21 @@ use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 
-use protocol::command::{FileRequest, Range, SendFilesContent};
-use protocol::{BackupPath, ChecksumAlgorithm, CommandKind};
+use protocol::command::{Extent, FileRequest, Range, SendFilesContent};
+use protocol::{BackupPath, BlockList, ChecksumAlgorithm, CommandKind};
 
 use crate::backup::handle::{self, Handle};
 use crate::cluster::contents::{Member, WAL_DIR, member};
 use crate::cluster::names::Pages;
 use crate::cluster::open::{Opened, Opener, open_wal_file};
-use crate::cluster::page::BLOCK_SIZE;
+use crate::cluster::page::{BLOCK_SIZE, SEGMENT_BLOCKS};
 use crate::cluster::wal::{WalFile, WalRange};
 use crate::error::{Error, Result};
 use crate::pg::progress::{self, Phase};
 use crate::pg::wire::{put_message, tag};
 use crate::pg::{checksum_stats, server, wal, walsender};
 use crate::stream::content::{Content, Pace, PageCheck, Sender};
+use crate::stream::parts::Wanted;
 use crate::stream::throttle;
 
 /// The data directory, a backend's working directory.
@@ -78,18 +79,21 @@ impl<'a> Source<'a> {
             return match (components.next(), components.next(), components.next()) {
                 (Some(WAL_DIR), Some(name), None) => {
                     let kind = range.file(name).ok_or(Error::Stopped(handle.id))?;
-                    if request.range.is_some() {
-                        return Err(Error::RangeOfOther { path: path.as_bytes().to_vec() });
+                    match &request.extent {
+                        Extent::Whole => Ok(Self::Wal(name.to_vec(), range, kind)),
+                        Extent::Range(_) => Err(Error::RangeOfOther { path: path.as_bytes().to_vec() }),
+                        Extent::Blocks(_) => Err(Error::BlocksOfOther { path: path.as_bytes().to_vec() }),
                     }
-                    Ok(Self::Wal(name.to_vec(), range, kind))
                 }
                 _ => Err(Error::Stopped(handle.id)),
             };
         }
         let member = member(&handle.layout, path)
             .ok_or_else(|| Error::NotInBackup { path: path.as_bytes().to_vec() })?;
-        if let Some(range) = request.range {
-            check_range(path, &member, range)?;
+        match &request.extent {
+            Extent::Whole => {}
+            Extent::Range(range) => check_range(path, &member, *range)?,
+            Extent::Blocks(blocks) => check_blocks(path, &member, blocks)?,
         }
         Ok(Self::Member(member))
     }
@@ -108,6 +112,20 @@ fn check_range(path: &BackupPath, member: &Member<'_>, range: Range) -> Result<(
         Ok(())
     } else {
         Err(Error::RangeAlignment { path: path(), block_size: BLOCK_SIZE })
+    }
+}
+
+/// Blocks are of relation files too: what is not made of them has no numbers.
+fn check_blocks(path: &BackupPath, member: &Member<'_>, blocks: &BlockList) -> Result<()> {
+    let path = || path.as_bytes().to_vec();
+    if member.relation.is_none() {
+        return Err(Error::BlocksOfOther { path: path() });
+    }
+    match blocks.last() {
+        Some(block) if block >= SEGMENT_BLOCKS => {
+            Err(Error::BlockNumber { path: path(), block, segment_blocks: SEGMENT_BLOCKS })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -139,13 +157,16 @@ impl CopyOut<'_> {
             }
             Pages::From(_) | Pages::None | Pages::InvalidSegment => None,
         };
-        let (offset, length) = clamp(request.range, metadata.len());
+        let wanted = match &request.extent {
+            Extent::Whole => Wanted::Range { offset: 0, length: metadata.len() },
+            Extent::Range(range) => clamp(*range, metadata.len()),
+            Extent::Blocks(blocks) => Wanted::Blocks(blocks),
+        };
         let content = Content {
             path: request.path.as_bytes(),
             file: Rc::new(file),
             metadata: &metadata,
-            offset,
-            length,
+            wanted,
             is_relation: member.relation.is_some(),
             pages,
             checksum: self.checksum,
@@ -180,8 +201,7 @@ impl CopyOut<'_> {
             path: path.as_bytes(),
             file: Rc::new(file),
             metadata: &metadata,
-            offset: 0,
-            length: metadata.len(),
+            wanted: Wanted::Range { offset: 0, length: metadata.len() },
             is_relation: false,
             pages: None,
             checksum: self.checksum,
@@ -197,15 +217,10 @@ impl CopyOut<'_> {
     }
 }
 
-/// The part of a file that a request means: all of it, or a range cut to the file.
-fn clamp(range: Option<Range>, size: u64) -> (u64, u64) {
-    match range {
-        None => (0, size),
-        Some(range) => {
-            let left = size.saturating_sub(range.offset);
-            (range.offset, range.length.map_or(left, |length| length.min(left)))
-        }
-    }
+/// A range, cut to the file.
+fn clamp(range: Range, size: u64) -> Wanted<'static> {
+    let left = size.saturating_sub(range.offset);
+    Wanted::Range { offset: range.offset, length: range.length.map_or(left, |length| length.min(left)) }
 }
 
 /// Paces a command's files, and counts what has gone out.

@@ -4,6 +4,7 @@ pub mod content;
 pub mod list;
 pub mod start;
 pub mod stop;
+pub mod upload;
 
 use protocol::Command;
 

@@ -5,12 +5,14 @@ use std::rc::Rc;
 use protocol::command::StartBackup;
 use protocol::{BackupId, Checkpoint, PROTOCOL_VERSION, reply};
 
+use crate::backup::prior;
 use crate::backup::registry::{self, Counters, Facts};
 use crate::backup::session::{self, Session};
 use crate::cluster::Layout;
 use crate::cluster::page::BLOCK_SIZE;
 use crate::cluster::walk::{Entry, Visitor};
 use crate::error::{Error, Result};
+use crate::pg::incremental::Increment;
 use crate::pg::progress::{self, Phase};
 use crate::pg::segment::Segment;
 use crate::pg::{backup, guard, interrupt, server, wal, walsender};
@@ -24,14 +26,28 @@ pub fn run(command: &StartBackup) -> Result<()> {
     // A stopped backup, whose WAL nobody will ask for any more.
     session::release();
     let id = server::random_bytes().map(BackupId::from_bytes).ok_or(Error::NoRandom)?;
-    let counters = registry::reserve(id, &command.label, interrupt::now())?;
-    guard::on_failure(|| start(command, counters, id), || session::abort(id))
+    let increment = if command.incremental { Some(Rc::new(prior::take()?)) } else { None };
+    let begin = || {
+        let counters = registry::reserve(id, &command.label, interrupt::now())?;
+        guard::on_failure(|| start(command, counters, id, increment.clone()), || session::abort(id))
+    };
+    guard::on_failure(begin, || {
+        if let Some(increment) = &increment {
+            increment.release();
+        }
+    })
 }
 
-fn start(command: &StartBackup, counters: &'static Counters, id: BackupId) -> Result<()> {
+fn start(
+    command: &StartBackup,
+    counters: &'static Counters,
+    id: BackupId,
+    increment: Option<Rc<Increment>>,
+) -> Result<()> {
     walsender::set_state_backup();
     progress::start(Phase::WaitCheckpoint, None, 0);
-    let started = backup::start(&backup::label(&command.label), command.checkpoint == Checkpoint::Fast)?;
+    let fast = command.checkpoint == Checkpoint::Fast;
+    let started = backup::start(&backup::label(&command.label), fast, increment.as_deref())?;
     let state = started.state;
     let label_file = state.label_file();
     let layout = server::layout(started.tablespaces);
@@ -43,6 +59,7 @@ fn start(command: &StartBackup, counters: &'static Counters, id: BackupId) -> Re
         verify_checksums: command.verify_checksums,
         max_rate: command.max_rate,
         layout_handle: segment.handle(),
+        incremental: increment.is_some(),
     };
     let layout = Rc::new(layout);
     session::set(Session {
@@ -51,6 +68,7 @@ fn start(command: &StartBackup, counters: &'static Counters, id: BackupId) -> Re
         state: Some(state),
         layout: Rc::clone(&layout),
         segment,
+        increment,
         label_file: label_file.clone(),
         stopped: None,
     });

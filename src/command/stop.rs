@@ -98,7 +98,14 @@ fn stop(id: BackupId, counters: &Counters) -> Result<Rc<Stopped>> {
     let stopped =
         guard::on_failure(|| finish(&mut state, control_file, id, counters), || session::abort(id))?;
     let stopped = Rc::new(stopped);
-    session::with(|session| session.stopped = Some(Rc::clone(&stopped)));
+    let increment = session::with(|session| {
+        session.stopped = Some(Rc::clone(&stopped));
+        session.increment.take()
+    });
+    // Nothing more is listed.
+    if let Some(increment) = increment.flatten() {
+        increment.release();
+    }
     Ok(stopped)
 }
 

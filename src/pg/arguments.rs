@@ -23,6 +23,11 @@ impl Arguments {
         self.get::<&[u8]>(place).map(<[u8]>::to_vec)
     }
 
+    /// One that is declared as bytea.
+    pub fn bytes(self, place: usize) -> Option<Vec<u8>> {
+        self.text(place)
+    }
+
     /// One that is declared as boolean.
     pub fn boolean(self, place: usize) -> Option<bool> {
         self.get(place)

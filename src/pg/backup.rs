@@ -7,6 +7,7 @@ use protocol::Lsn;
 
 use crate::cluster::Tablespace;
 use crate::error::{Error, Result};
+use crate::pg::incremental::Increment;
 use crate::pg::{interrupt, node, server};
 
 /// `tablespaceinfo` of backup/basebackup.h, which no server installs: nothing but the tests on each
@@ -53,10 +54,10 @@ pub fn session_in_backup() -> bool {
     unsafe { pg_sys::get_backup_status() == pg_sys::SessionBackupState::SESSION_BACKUP_RUNNING }
 }
 
-/// Enters backup mode as pg_backup_start does. A failure, or the end of the session, leaves it
-/// again.
+/// Enters backup mode as pg_backup_start does, for what `increment` says or for all of the cluster. A
+/// failure, or the end of the session, leaves it again.
 #[allow(unsafe_code)]
-pub fn start(label: &CStr, fast: bool) -> Result<Started> {
+pub fn start(label: &CStr, fast: bool, increment: Option<&Increment>) -> Result<Started> {
     let mut list = std::ptr::null_mut();
     // SAFETY: the handler is a static function; the map is made in the current memory context.
     let map = unsafe {
@@ -64,12 +65,15 @@ pub fn start(label: &CStr, fast: bool) -> Result<Started> {
         pg_sys::makeStringInfo()
     };
     // SAFETY: the map is an empty StringInfo.
-    let state = unsafe { enter(label, fast, &mut list, map) };
+    let mut state = unsafe { enter(label, fast, &mut list, map) };
     // SAFETY: do_pg_backup_start filled the list with tablespaceinfo, and the StringInfo.
     let (tablespaces, tablespace_map) = unsafe {
         let tablespaces = node::pointers(list).map(|pointer| tablespace(&*pointer.cast()));
         (with_in_place(tablespaces.collect())?, content(map))
     };
+    if let Some(increment) = increment {
+        state.prepare(increment);
+    }
     Ok(Started { state, tablespaces, tablespace_map })
 }
 
@@ -86,21 +90,28 @@ unsafe fn enter(
     map: pg_sys::StringInfo,
 ) -> BackupState {
     let mut native = Box::<pg_sys::BackupState>::default();
-    // SAFETY: the label is a C string; the state is zeroed and stays where it is; its content of
-    // backup_label is a palloc'd C string.
-    let label_file = unsafe {
-        pg_sys::do_pg_backup_start(label.as_ptr(), fast, list, &mut *native, map);
-        let content = pg_sys::build_backup_content(&mut *native, false);
-        let bytes = CStr::from_ptr(content).to_bytes().to_vec();
-        pg_sys::pfree(content.cast());
-        bytes
-    };
+    // SAFETY: the label is a C string; the state is zeroed and stays where it is.
+    unsafe { pg_sys::do_pg_backup_start(label.as_ptr(), fast, list, &mut *native, map) };
+    let label_file = label_content(&mut native);
     BackupState {
         start: (Lsn(native.startpoint), native.starttli),
         started_in_recovery: native.started_in_recovery,
         stop: Default::default(),
         label_file,
         native,
+    }
+}
+
+/// What backup_label is to hold.
+#[cfg(not(feature = "pg15"))]
+#[allow(unsafe_code)]
+fn label_content(native: &mut pg_sys::BackupState) -> Vec<u8> {
+    // SAFETY: the state is that of a backup that has started; the answer is a palloc'd C string.
+    unsafe {
+        let content = pg_sys::build_backup_content(native, false);
+        let bytes = CStr::from_ptr(content).to_bytes().to_vec();
+        pg_sys::pfree(content.cast());
+        bytes
     }
 }
 
@@ -206,6 +217,18 @@ impl BackupState {
     /// The content of backup_label.
     pub fn label_file(&self) -> Vec<u8> {
         self.label_file.clone()
+    }
+
+    /// Finds out what has changed since the prior backup; the label says which that is.
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    fn prepare(&mut self, increment: &Increment) {
+        increment.prepare(&mut self.native);
+        self.label_file = label_content(&mut self.native);
+    }
+
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    fn prepare(&mut self, increment: &Increment) {
+        increment.never()
     }
 
     /// Leaves backup mode and fills in where the backup ended. Does not wait for the archive:

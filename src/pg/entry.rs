@@ -138,8 +138,9 @@ fn set_replication_hook() -> Patch {
     }
 }
 
+/// What the server, or a library that it has loaded, calls so; null where nothing is.
 #[allow(unsafe_code)]
-fn symbol(name: &CStr) -> *mut c_void {
+pub(super) fn symbol(name: &CStr) -> *mut c_void {
     // SAFETY: looks a name up in what is loaded.
     unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
 }

@@ -12,6 +12,7 @@ pub mod control_file;
 pub mod entry;
 pub mod exit;
 pub mod guard;
+pub mod incremental;
 pub mod interrupt;
 pub mod node;
 pub mod page_cache;

@@ -32,6 +32,10 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 170000
+#include "catalog/pg_tablespace_d.h"
+#include "postmaster/walsummarizer.h"
+#endif
 
 /* --- functions and numbers */
 
@@ -152,3 +156,89 @@ ppb_serve_barriers(void)
 	ExitOnAnyError = exit_on_error;
 	whereToSendOutput = destination;
 }
+
+/* --- incremental backups, from 17 */
+
+#if PG_VERSION_NUM >= 170000
+
+/*
+ * No server installs backup/basebackup_incremental.h.  These are its
+ * declarations, the same in 17 and 18; the linker finds the functions by name.
+ */
+typedef enum
+{
+	BACK_UP_FILE_FULLY,
+	BACK_UP_FILE_INCREMENTALLY
+} FileBackupMethod;
+typedef struct IncrementalBackupInfo IncrementalBackupInfo;
+
+extern IncrementalBackupInfo *CreateIncrementalBackupInfo(MemoryContext context);
+extern void AppendIncrementalManifestData(IncrementalBackupInfo *info,
+										  const char *data, int length);
+extern void FinalizeIncrementalManifest(IncrementalBackupInfo *info);
+extern void PrepareForIncrementalBackup(IncrementalBackupInfo *info,
+										BackupState *state);
+extern FileBackupMethod GetFileBackupMethod(IncrementalBackupInfo *info,
+											const char *path,
+											Oid database, Oid tablespace,
+											RelFileNumber number,
+											ForkNumber fork,
+											unsigned segment, size_t size,
+											unsigned *count,
+											BlockNumber *blocks,
+											unsigned *truncation_block_length);
+
+const Oid	ppb_global_tablespace = GLOBALTABLESPACE_OID;
+const Oid	ppb_default_tablespace = DEFAULTTABLESPACE_OID;
+
+bool
+ppb_summarizes_wal(void)
+{
+	return summarize_wal;
+}
+
+/* All of it lies in the memory context */
+IncrementalBackupInfo *
+ppb_increment_create(MemoryContext context)
+{
+	return CreateIncrementalBackupInfo(context);
+}
+
+void
+ppb_increment_append_manifest(IncrementalBackupInfo *info, const char *data, int length)
+{
+	AppendIncrementalManifestData(info, data, length);
+}
+
+void
+ppb_increment_end_manifest(IncrementalBackupInfo *info)
+{
+	FinalizeIncrementalManifest(info);
+}
+
+void
+ppb_increment_prepare(IncrementalBackupInfo *info, BackupState *state)
+{
+	PrepareForIncrementalBackup(info, state);
+}
+
+/*
+ * How a file goes into the backup: true if by some of its blocks, which are
+ * then in "blocks", of RELSEG_SIZE elements.
+ */
+bool
+ppb_increment_has_blocks(IncrementalBackupInfo *info, const char *path,
+						 Oid database, Oid tablespace, uint32 number, int fork,
+						 uint32 segment, size_t size, uint32 *count,
+						 BlockNumber *blocks, uint32 *truncation_block_length)
+{
+	StaticAssertStmt(MAIN_FORKNUM == 0 && FSM_FORKNUM == 1 &&
+					 VISIBILITYMAP_FORKNUM == 2 && INIT_FORKNUM == 3,
+					 "native.rs has other numbers of forks");
+	return GetFileBackupMethod(info, path, database, tablespace,
+							   (RelFileNumber) number, (ForkNumber) fork,
+							   segment, size, count, blocks,
+							   truncation_block_length) == BACK_UP_FILE_INCREMENTALLY;
+}
+
+#endif

@@ -36,3 +36,44 @@ unsafe extern "C-unwind" {
     pub fn ppb_wait_writable() -> u32;
     pub fn ppb_serve_barriers();
 }
+
+/// `IncrementalBackupInfo`, which only the server looks into.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+#[repr(C)]
+pub struct IncrementalBackupInfo(c_void);
+
+// From 17. Data, and what cannot raise an error.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    pub static ppb_global_tablespace: pg_sys::Oid;
+    pub static ppb_default_tablespace: pg_sys::Oid;
+    pub fn ppb_summarizes_wal() -> bool;
+}
+
+// From 17. Functions that may raise an error.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+#[allow(unsafe_code)]
+unsafe extern "C-unwind" {
+    pub fn ppb_increment_create(context: pg_sys::MemoryContext) -> *mut IncrementalBackupInfo;
+    pub fn ppb_increment_append_manifest(
+        info: *mut IncrementalBackupInfo,
+        data: *const c_char,
+        length: c_int,
+    );
+    pub fn ppb_increment_end_manifest(info: *mut IncrementalBackupInfo);
+    pub fn ppb_increment_prepare(info: *mut IncrementalBackupInfo, state: *mut pg_sys::BackupState);
+    pub fn ppb_increment_has_blocks(
+        info: *mut IncrementalBackupInfo,
+        path: *const c_char,
+        database: pg_sys::Oid,
+        tablespace: pg_sys::Oid,
+        number: u32,
+        fork: c_int,
+        segment: u32,
+        size: usize,
+        count: *mut u32,
+        blocks: *mut pg_sys::BlockNumber,
+        truncation_block_length: *mut u32,
+    ) -> bool;
+}

@@ -26,6 +26,8 @@ fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
         boolean("progress", given.boolean(2)),
         boolean("verify_checksums", given.boolean(3)),
         integer("max_rate", given.int8(4)),
+        // From 0.3.0.
+        boolean("incremental", given.boolean(5)),
     ];
     call(CommandKind::StartBackup, c"START_BACKUP", Invocation::of(info), Vec::new(), options);
 }
@@ -38,12 +40,14 @@ fn parallel_backup_send_file_list(info: pg_sys::FunctionCallInfo) {
     call(CommandKind::SendFileList, c"SEND_FILE_LIST", Invocation::of(info), Vec::new(), options);
 }
 
-/// SEND_FILES_CONTENT. Offsets and lengths belong to the files at the same place; a NULL, or an
+/// SEND_FILES_CONTENT. Offsets, lengths and lists of blocks belong to the files at the same place; a NULL, or an
 /// array that has ended, means the whole file.
 #[pg_extern(sql = false)]
 fn parallel_backup_send_files_content(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
     let (offsets, lengths) = (given.int8s(2), given.int8s(3));
+    // From 0.3.0.
+    let mut blocks = given.texts(9).unwrap_or_default().into_iter();
     let at = |numbers: &Option<Vec<Option<i64>>>, place: usize| {
         numbers.as_ref().and_then(|numbers| numbers.get(place).copied().flatten())
     };
@@ -54,10 +58,14 @@ fn parallel_backup_send_files_content(info: pg_sys::FunctionCallInfo) {
         .enumerate()
         .map(|(place, path)| RawFile {
             path: path.unwrap_or_default(),
-            options: [integer("offset", at(&offsets, place)), integer("length", at(&lengths, place))]
-                .into_iter()
-                .flatten()
-                .collect(),
+            options: [
+                integer("offset", at(&offsets, place)),
+                integer("length", at(&lengths, place)),
+                text("blocks", blocks.next().flatten()),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
         })
         .collect();
     let options = [
@@ -86,6 +94,20 @@ fn parallel_backup_stop_backup(info: pg_sys::FunctionCallInfo) {
     call(CommandKind::StopBackup, c"STOP_BACKUP", Invocation::of(info), Vec::new(), options);
 }
 
+/// UPLOAD_MANIFEST, in pieces.
+#[pg_extern(sql = false)]
+fn parallel_backup_upload_manifest(info: pg_sys::FunctionCallInfo) {
+    let given = Arguments::of(info);
+    let (piece, offset, is_last) = (given.bytes(0), given.int8(1), given.boolean(2));
+    let (offset, is_last) = (offset.unwrap_or(0), is_last.unwrap_or(false));
+    if procedure::log_commands() && offset == 0 {
+        report::log("received parallel backup command: UPLOAD_MANIFEST");
+    }
+    carry_out(c"UPLOAD_MANIFEST", Invocation::of(info), Transaction::Own, || {
+        command::upload::run(&piece.unwrap_or_default(), offset, is_last)
+    });
+}
+
 /// Carries out a command; an argument that is NULL is an option that was not given.
 fn call(
     kind: CommandKind,
@@ -104,7 +126,16 @@ fn call(
         CommandKind::StartBackup | CommandKind::StopBackup => Transaction::Own,
         CommandKind::SendFileList | CommandKind::SendFilesContent => Transaction::None,
     };
-    let work = || super::carry_out(Command::parse(kind, files, options));
+    carry_out(name, invocation, transaction, || super::carry_out(Command::parse(kind, files, options)));
+}
+
+/// Does a procedure's work and reports its error.
+fn carry_out(
+    name: &'static CStr,
+    invocation: Invocation,
+    transaction: Transaction,
+    work: impl FnOnce() -> Result<()>,
+) {
     let result = check_rights(name).and_then(|()| {
         procedure::run(name, invocation, transaction, || guard::on_failure(work, command::finished))
     });

@@ -39,20 +39,20 @@ impl Compressor {
 
     /// Sends a file of `length` bytes, at least one, as a stream, or only its first ones as they are where a
     /// stream is not worth it; says so by `head` before. Returns how many have gone out. `read` fills a buffer
-    /// with what comes after so many bytes.
+    /// with those that come next.
     pub fn send<'f>(
         &mut self,
         length: u64,
         head: impl Fn(Compression) -> Frame<'f>,
         outbox: &mut Outbox,
         pace: &impl Pace,
-        mut read: impl FnMut(&mut [u8], u64) -> Result<()>,
+        mut read: impl FnMut(&mut [u8]) -> Result<()>,
     ) -> Result<u64> {
         poll(outbox, pace)?;
         let sample = usize::try_from(length).map_or(SAMPLE, |length| length.min(SAMPLE));
         let bytes = &mut self.buffer[..sample];
         let step = if sample as u64 == length { Step::End } else { Step::Flush };
-        let tried = read(bytes, 0).and_then(|()| {
+        let tried = read(bytes).and_then(|()| {
             self.encoder.begin(length)?;
             Ok(self.encoder.encode(bytes, step)?)
         });
@@ -78,7 +78,7 @@ impl Compressor {
             poll(outbox, pace)?;
             let chunk = usize::try_from(length - done).map_or(CHUNK, |left| left.min(CHUNK));
             let bytes = &mut self.buffer[..chunk];
-            read(bytes, done)?;
+            read(bytes)?;
             done += chunk as u64;
             let step = if done == length { Step::End } else { Step::Continue };
             put(self.encoder.encode(bytes, step)?, outbox, pace)?;

@@ -27,6 +27,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::rc::Rc;
 
@@ -41,15 +42,17 @@ use crate::pg::interrupt::{self, while_reading};
 use crate::pg::read::read_at;
 use crate::pg::report;
 use crate::pg::socket::ConnectionLost;
-use crate::stream::cache::CacheKeeper;
+use crate::stream::cache::{AHEAD, CacheKeeper};
 use crate::stream::compress::Compressor;
-use crate::stream::outbox::{CHUNK, Outbox};
+use crate::stream::outbox::{CHUNK, Outbox, PIECE};
+use crate::stream::parts::{Parts, Wanted};
 
 /// File bytes in a data frame that goes straight from page cache to socket: whole blocks, as many
 /// as the protocol allows in a frame.
 const DIRECT_CHUNK: usize = MAX_FRAME - BLOCK_SIZE;
 
-/// Files shorter than this take the outbox all the same: it saves more system calls than it copies.
+/// Files shorter than this, and parts of files, take the outbox all the same: it saves more system calls than
+/// it copies.
 const DIRECT_MINIMUM: u64 = 64 * 1024;
 
 /// Failures of a file that are reported one by one, as in basebackup.c.
@@ -87,10 +90,8 @@ pub struct Content<'a> {
     pub file: Rc<File>,
     /// fstat's answer.
     pub metadata: &'a Metadata,
-    /// Where to begin.
-    pub offset: u64,
-    /// How many bytes to send, all within fstat's size.
-    pub length: u64,
+    /// What of it to send.
+    pub wanted: Wanted<'a>,
     /// Whether it is a relation file: no other may go the direct way.
     pub is_relation: bool,
     /// Whether and how to verify pages.
@@ -150,8 +151,8 @@ impl Sender {
         let head = |compression| {
             Frame::FileBegin(FileBegin {
                 size: content.metadata.len(),
-                offset: content.offset,
-                length: content.length,
+                offset: content.wanted.offset(),
+                length: content.wanted.length(),
                 mtime: content.metadata.mtime(),
                 mode: content.metadata.mode() & 0o7777,
                 compression,
@@ -159,31 +160,35 @@ impl Sender {
             })
         };
         let mut checksum = Checksum::new(content.checksum);
-        let mut reader =
-            Reader { content, cache: &mut self.cache, verify: content.pages, at_end: false, failures: 0 };
+        let mut reader = Reader::new(content, &mut self.cache);
         let direct = content.is_relation
             && outbox.has_socket()
             && content.pages.is_none()
-            && content.checksum.is_empty()
-            && content.length >= DIRECT_MINIMUM;
-        let done = match &mut self.compressor {
-            Some(compressor) if content.length > 0 => {
-                compressor.send(content.length, head, outbox, pace, |bytes, done| {
-                    reader.prepare(content.offset + done, bytes.len());
-                    reader.fill(&mut [IoSliceMut::new(bytes)], content.offset + done, &mut checksum)?;
+            && content.checksum.is_empty();
+        let mut parts = content.wanted.parts();
+        let mut done = 0;
+        match &mut self.compressor {
+            Some(compressor) if content.wanted.length() > 0 => {
+                done = compressor.send(content.wanted.length(), head, outbox, pace, |bytes| {
+                    let taken = parts.gather(bytes.len() as u64, |_| true);
+                    let mut places: Vec<_> = bytes.chunks_mut(PIECE).map(IoSliceMut::new).collect();
+                    reader.fill_parts(&taken, &mut places, &mut checksum)?;
                     after_read()
-                })?
+                })?;
             }
-            _ => {
-                outbox.frame(&head(Compression::None));
-                0
-            }
-        };
-        let done = if direct {
-            send_direct(&mut reader, done, outbox, pace, after_read)?
-        } else {
-            send_gathered(&mut reader, done, outbox, &mut checksum, pace, after_read)?
-        };
+            _ => outbox.frame(&head(Compression::None)),
+        }
+        while let Some(next) = parts.peek() {
+            done += if direct && is_direct(&next) {
+                send_direct(&mut reader, outbox, &mut parts, pace, &after_read)?
+            } else {
+                send_gathered(&mut reader, outbox, &mut parts, direct, &mut checksum, pace, &after_read)?
+            };
+        }
+        if pace.is_limited() {
+            outbox.flush();
+        }
+        after_read()?;
         let failures = reader.failures;
         reader.report_total();
         outbox.frame(&Frame::FileEnd(FileEnd {
@@ -205,69 +210,71 @@ pub(super) fn poll(outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
     pace.poll()
 }
 
-/// Sends a file's bytes, but for those that are `done`, by way of the outbox, where they are verified and
-/// checksummed while they are in cache.
+/// Whether a part is worth a frame of its own, straight from the page cache.
+fn is_direct(part: &Range<u64>) -> bool {
+    part.end - part.start >= DIRECT_MINIMUM
+}
+
+/// Sends the next of a file's bytes by way of the outbox, where they are verified and checksummed while they
+/// are in cache: as many parts as fit a chunk, up to one that goes the direct way.
 fn send_gathered(
     reader: &mut Reader<'_>,
-    mut done: u64,
     outbox: &mut Outbox,
+    parts: &mut Parts<'_>,
+    direct: bool,
     checksum: &mut Checksum,
     pace: &impl Pace,
-    after_read: impl Fn() -> Result<()>,
+    after_read: &impl Fn() -> Result<()>,
 ) -> Result<u64> {
-    let content = reader.content;
-    let most = pace.chunk(CHUNK).min(CHUNK);
-    while done < content.length {
-        poll(outbox, pace)?;
-        // Nothing that has had its turn waits for the next.
-        if pace.is_limited() {
-            outbox.flush();
-        }
-        let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
-        reader.prepare(content.offset + done, length);
-        let mut places: Vec<_> = outbox.places(length).map(IoSliceMut::new).collect();
-        reader.fill(&mut places, content.offset + done, checksum)?;
-        after_read()?;
-        pace.throttle(length as u64)?;
-        outbox.filled(length);
-        pace.sent(length as u64);
-        done += length as u64;
-    }
+    poll(outbox, pace)?;
+    // Nothing that has had its turn waits for the next.
     if pace.is_limited() {
         outbox.flush();
     }
+    let most = pace.chunk(CHUNK).min(CHUNK) as u64;
+    let taken = parts.gather(most, |part| !(direct && is_direct(part)));
+    let length = taken.iter().map(|part| (part.end - part.start) as usize).sum();
+    let mut places: Vec<_> = outbox.places(length).map(IoSliceMut::new).collect();
+    reader.fill_parts(&taken, &mut places, checksum)?;
     after_read()?;
-    Ok(done)
+    pace.throttle(length as u64)?;
+    outbox.filled(length);
+    pace.sent(length as u64);
+    Ok(length as u64)
 }
 
-/// Sends a file's bytes, but for those that are `done`, from page cache to socket. A frame that has begun is
-/// completed, with zeroes where the file has ended or cannot be read; the error comes after.
+/// Sends the next part from page cache to socket. A frame that has begun is completed, with zeroes where the
+/// file has ended or cannot be read; the error comes after.
 fn send_direct(
     reader: &mut Reader<'_>,
-    mut done: u64,
     outbox: &mut Outbox,
+    parts: &mut Parts<'_>,
     pace: &impl Pace,
-    after_read: impl Fn() -> Result<()>,
+    after_read: &impl Fn() -> Result<()>,
 ) -> Result<u64> {
-    let content = reader.content;
-    let most = pace.chunk(DIRECT_CHUNK).min(DIRECT_CHUNK);
-    while done < content.length {
+    let most = pace.chunk(DIRECT_CHUNK).min(DIRECT_CHUNK) as u64;
+    let end = parts.peek().map_or(0, |part| part.end);
+    let mut done = 0;
+    while let Some(piece) = parts.take(most) {
         poll(outbox, pace)?;
         if pace.is_limited() {
             outbox.flush();
         }
-        let length = usize::try_from(content.length - done).map_or(most, |left| left.min(most));
-        pace.throttle(length as u64)?;
-        reader.prepare(content.offset + done, length);
-        match direct_frame(reader, outbox, content.offset + done, length) {
+        let length = piece.end - piece.start;
+        pace.throttle(length)?;
+        reader.prepare(std::slice::from_ref(&piece));
+        match direct_frame(reader, outbox, piece.start, length as usize) {
             Ok(None) => {}
             Ok(Some(error)) => return Err(error),
             // Nothing more can be said to the client: the process ends in here.
             Err(ConnectionLost) => pace.poll()?,
         }
         after_read()?;
-        pace.sent(length as u64);
-        done += length as u64;
+        pace.sent(length);
+        done += length;
+        if piece.end == end {
+            break;
+        }
     }
     Ok(done)
 }
@@ -319,17 +326,60 @@ struct Reader<'a> {
     /// The file ended before its announced length; the rest is zeroes.
     at_end: bool,
     failures: u32,
+    /// Of a list of blocks: what was not looked at in the page cache yet,
+    ahead: Parts<'a>,
+    /// how many bytes were,
+    looked: u64,
+    /// and how many are read by now.
+    reading: u64,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(content: &'a Content<'a>, cache: &'a mut CacheKeeper) -> Self {
+        let (verify, ahead) = (content.pages, content.wanted.parts());
+        Self { content, cache, verify, at_end: false, failures: 0, ahead, looked: 0, reading: 0 }
+    }
+
     /// Before a chunk is read, by whatever way. What a small file takes of the cache is not worth the
     /// system calls.
-    fn prepare(&mut self, offset: u64, length: usize) {
-        if self.content.length < DIRECT_MINIMUM {
+    fn prepare(&mut self, parts: &[Range<u64>]) {
+        if self.content.wanted.length() < DIRECT_MINIMUM {
             return;
         }
-        let end = self.content.offset + self.content.length;
-        self.cache.before(&self.content.file, offset..offset + length as u64, end);
+        let file = &self.content.file;
+        match self.content.wanted {
+            Wanted::Range { offset, length } => {
+                parts.iter().for_each(|part| self.cache.before(file, part.clone(), offset + length));
+            }
+            Wanted::Blocks(_) => {
+                self.reading += parts.iter().map(|part| part.end - part.start).sum::<u64>();
+                while self.looked < self.reading + AHEAD {
+                    let window = self.ahead.window(AHEAD);
+                    if window.is_empty() {
+                        break;
+                    }
+                    self.looked += window.iter().map(|part| part.end - part.start).sum::<u64>();
+                    self.cache.before_scattered(file, &window);
+                }
+            }
+        }
+    }
+
+    /// Fills the places, of a piece each, with the parts, of which each but the file's last is of whole pieces.
+    fn fill_parts(
+        &mut self,
+        parts: &[Range<u64>],
+        mut places: &mut [IoSliceMut<'_>],
+        checksum: &mut Checksum,
+    ) -> Result<()> {
+        self.prepare(parts);
+        for part in parts {
+            let pieces = ((part.end - part.start) as usize).div_ceil(PIECE);
+            let (here, others) = places.split_at_mut(pieces);
+            self.fill(here, part.start, checksum)?;
+            places = others;
+        }
+        Ok(())
     }
 
     /// Fills the places with what follows `offset`, with zeroes from where the file ends, and

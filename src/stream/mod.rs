@@ -4,5 +4,6 @@ pub mod cache;
 pub mod compress;
 pub mod content;
 pub mod outbox;
+pub mod parts;
 pub mod rows;
 pub mod throttle;

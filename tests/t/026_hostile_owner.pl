@@ -88,6 +88,14 @@ my $to_0_2_0 = q(
 	SET search_path = pg_catalog;
 	BEGIN;
 	ALTER EXTENSION pg_parallel_backup DROP SCHEMA parallel_backup;
+	ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.upload_manifest;
+	DROP PROCEDURE parallel_backup.upload_manifest;
+	ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.start_backup;
+	DROP PROCEDURE parallel_backup.start_backup;
+	CREATE PROCEDURE parallel_backup.start_backup(label text DEFAULT NULL, checkpoint text DEFAULT NULL, progress boolean DEFAULT NULL,
+		verify_checksums boolean DEFAULT NULL, max_rate int8 DEFAULT NULL)
+		LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_start_backup_wrapper';
+	ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.start_backup;
 	ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.stop_backup;
 	DROP PROCEDURE parallel_backup.stop_backup;
 	CREATE PROCEDURE parallel_backup.stop_backup(backup_id text DEFAULT NULL, label text DEFAULT NULL, wait boolean DEFAULT NULL)

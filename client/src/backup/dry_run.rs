@@ -5,8 +5,9 @@ use std::io::Write;
 
 use super::connections::Connections;
 use super::estimate::estimate;
+use super::prior_manifest;
 use crate::abort::Abort;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::options::{Options, Slot, Wal};
 use crate::output::space::{Need, Sizes, check, check_writable, free, megabytes};
 use crate::output::{Output, Tablespace, claim};
@@ -49,7 +50,14 @@ pub(super) fn dry_run(
         // Only START_BACKUP says where they are.
         Route::Replication => None,
     };
-    let sizes = if options.estimate {
+    if let Some(manifest) = &options.incremental {
+        match prior_manifest::upload(&mut coordinator, manifest) {
+            Ok(()) => trial.say("incremental: the server has taken the prior backup's manifest".to_owned()),
+            Err(error) if error.kind() == Kind::Connection => return Err(error),
+            Err(error) => trial.problem(error),
+        }
+    }
+    let sizes = if options.estimate && options.incremental.is_none() {
         let wal = if options.wal == Wal::None { 0 } else { segment_size };
         Some(estimate(&mut coordinator, abort, wal)?)
     } else {

@@ -2,7 +2,7 @@
 //! checkpoint is paid for.
 
 use protocol::command::SendFileList;
-use protocol::{BackupPath, Command};
+use protocol::{BackupPath, Command, reply};
 
 use super::files::each_listed;
 use crate::abort::Abort;
@@ -14,7 +14,7 @@ use crate::server::connection::{Session, bytes, number};
 pub(super) fn estimate(coordinator: &mut Session, abort: &Abort, wal: u64) -> Result<Sizes> {
     let mut sizes = Sizes { wal, ..Sizes::default() };
     let command = Command::SendFileList(SendFileList { estimate: true, ..SendFileList::default() });
-    each_listed(coordinator, &command, abort, |answer, row| {
+    each_listed(coordinator, &command, reply::FILE_LIST, abort, |answer, row| {
         if bytes(answer, row, 1)? == b"f" {
             sizes.files += 1;
             add(&mut sizes, bytes(answer, row, 0)?, number(answer, row, 2)?);

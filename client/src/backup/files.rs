@@ -2,8 +2,11 @@
 
 use std::sync::PoisonError;
 
+use pages::page::SEGMENT_BLOCKS;
+use pages::relation;
 use protocol::command::SendFileList;
-use protocol::{BackupPath, Command, reply};
+use protocol::reply::Column;
+use protocol::{BackupPath, BlockList, Command, reply};
 
 use super::Backup;
 use super::own_files::{BACKUP_LABEL, CONTROL_FILE, TABLESPACE_MAP};
@@ -11,6 +14,7 @@ use super::start::Start;
 use super::stop::Stop;
 use crate::abort::{Abort, PanicGuard};
 use crate::error::{Error, Kind, Result};
+use crate::fetch::increment::{self, Increment};
 use crate::fetch::reconnect;
 use crate::fetch::transfer::Work;
 use crate::options::Wal;
@@ -53,6 +57,12 @@ impl Backup<'_> {
             facts.wal_ranges.clone_from(&stop.wal_ranges);
             facts.checksum_failures = stop.checksum_failures;
         });
+        if self.options.incremental.is_some() {
+            let (sent, cluster) = (stop.totals.1, work.increments.cluster_size());
+            let percent = sent as f64 * 100.0 / cluster.max(1) as f64;
+            self.say(format_args!("that is {percent:.1} % of the {cluster} bytes of a full backup"));
+            self.learn(|facts| facts.increment = Some((sent, cluster)));
+        }
         if self.options.wal == Wal::Fetch {
             self.fetch_wal(work, coordinator, workers, start, &stop)?;
         }
@@ -63,7 +73,11 @@ impl Backup<'_> {
     pub(super) fn list(&self, coordinator: &mut Session, work: &Work<'_>) -> Result<()> {
         let command =
             Command::SendFileList(SendFileList { backup_id: Some(work.backup), ..SendFileList::default() });
-        each_listed(coordinator, &command, self.abort, |answer, row| add_listed(answer, row, work))
+        let incremental = self.options.incremental.is_some();
+        let columns = if incremental { reply::INCREMENTAL_FILE_LIST } else { reply::FILE_LIST };
+        each_listed(coordinator, &command, columns, self.abort, |answer, row| {
+            add_listed(answer, row, work, incremental)
+        })
     }
 
     /// Fills a queue by `list`, and empties it over all connections, the workers' from the beginning;
@@ -152,6 +166,7 @@ impl Backup<'_> {
 pub(super) fn each_listed(
     coordinator: &mut Session,
     command: &Command,
+    columns: &[Column],
     abort: &Abort,
     mut take: impl FnMut(&QueryResult, usize) -> Result<()>,
 ) -> Result<()> {
@@ -169,7 +184,7 @@ pub(super) fn each_listed(
             other => return Err(Error::local(format!("unexpected result of SEND_FILE_LIST: {other:?}"))),
         }
         if !checked {
-            check_columns(&answer, reply::FILE_LIST)?;
+            check_columns(&answer, columns)?;
             checked = true;
         }
         reply.check(&answer).map_err(doing)?;
@@ -185,7 +200,7 @@ pub(super) fn each_listed(
     Ok(())
 }
 
-fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
+fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>, incremental: bool) -> Result<()> {
     let name = bytes(answer, row, 0)?;
     let path = BackupPath::parse(name).map_err(|error| {
         Error::local(format!(
@@ -204,14 +219,54 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>) -> Result<()> {
             {
                 return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
             }
-            work.output.check_path(&path)?;
-            work.queue.push(&path, number(answer, row, 2)?)
+            let size = number(answer, row, 2)?;
+            if !incremental {
+                work.output.check_path(&path)?;
+                return work.queue.push(&path, size);
+            }
+            work.increments.listed(size);
+            match listed_increment(answer, row, &path)? {
+                None => {
+                    work.output.check_path(&path)?;
+                    work.queue.push(&path, size)
+                }
+                Some(increment) => {
+                    work.output.check_path(&increment::name_of(&path))?;
+                    work.queue.push_noted(&path, increment.size(), |file| {
+                        work.increments.insert(file, &increment);
+                    })
+                }
+            }
         }
         other => Err(Error::local(format!(
             "server listed \"{path}\" as of unknown type \"{}\"",
             String::from_utf8_lossy(other)
         ))),
     }
+}
+
+/// The blocks of a file, if it does not come whole.
+fn listed_increment(answer: &QueryResult, row: usize, path: &BackupPath) -> Result<Option<Increment>> {
+    // pg_combinebackup would take it for one, whatever it is.
+    if increment::is_name(path) {
+        return Err(Error::local(format!(
+            "server listed \"{path}\", which has the name of a file of an incremental backup"
+        )));
+    }
+    let Some(list) = answer.value(row, 5) else { return Ok(None) };
+    // What the server does not serve cannot be what it has listed: no file has more blocks than that.
+    let blocks = BlockList::parse(list)
+        .ok()
+        .filter(|blocks| blocks.last().is_none_or(|last| last < SEGMENT_BLOCKS))
+        .filter(|_| relation::of_listed(path).is_some());
+    let Some(blocks) = blocks else {
+        return Err(Error::local(format!("server listed invalid blocks of file \"{path}\"")));
+    };
+    Ok(Some(Increment {
+        blocks,
+        truncation_block_length: number(answer, row, 6)?,
+        attributes: Attributes { mode: number(answer, row, 4)?, mtime: number(answer, row, 3)? },
+    }))
 }
 
 #[cfg(test)]
@@ -221,6 +276,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::fetch::increment::Increments;
     use crate::fetch::queue::Queue;
     use crate::fetch::split::Splits;
     use crate::options::{self, Invocation};
@@ -254,6 +310,7 @@ mod tests {
         let work = Work {
             queue: &Queue::new(2, true),
             splits: &Splits::default(),
+            increments: &Increments::default(),
             output: &Discard,
             pipelined: None,
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),

@@ -6,6 +6,7 @@ mod dry_run;
 mod estimate;
 mod files;
 mod own_files;
+mod prior_manifest;
 mod recovery;
 mod start;
 mod stop;
@@ -23,6 +24,7 @@ use self::estimate::estimate;
 use self::own_files::{BACKUP_LABEL, TABLESPACE_MAP, add_own_file, write_recovery_conf};
 use crate::abort::{Abort, PanicGuard, panicked};
 use crate::error::{Error, Kind, Result};
+use crate::fetch::increment::Increments;
 use crate::fetch::ordered::Sequencer;
 use crate::fetch::queue::Queue;
 use crate::fetch::reconnect::Reconnect;
@@ -190,7 +192,13 @@ impl<'a> Backup<'a> {
             facts.way = coordinator.route().name();
             facts.is_local = coordinator.is_local();
         });
-        let sizes = if options.estimate && output.keeps() {
+        // What is wrong with it should not cost a slot or a checkpoint.
+        if let Some(manifest) = &options.incremental {
+            self.say("uploading manifest of the prior backup");
+            prior_manifest::upload(&mut coordinator, manifest)?;
+        }
+        // How much of it an increment has is not known before it starts.
+        let sizes = if options.estimate && options.incremental.is_none() && output.keeps() {
             let wal = if options.wal == Wal::None { 0 } else { segment_size };
             let sizes = estimate(&mut coordinator, self.abort, wal)?;
             space::check(&output.needs(&sizes, None))?;
@@ -258,6 +266,7 @@ impl<'a> Backup<'a> {
         let (queue, splits) = (Queue::new(options.jobs, may_split(algorithm)), Splits::default());
         let queue = queue.for_intake(output.intake());
         let (sequencer, is_ordered) = (Sequencer::default(), output.intake() == Intake::Ordered);
+        let increments = Increments::default();
         self.counters.enter(Phase::Files);
         let received = std::thread::scope(|scope| {
             // Or a panic here would wait for the others for ever.
@@ -281,6 +290,7 @@ impl<'a> Backup<'a> {
             let work = Work {
                 queue: &queue,
                 splits: &splits,
+                increments: &increments,
                 output,
                 pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
                 names: NameRules::of_server(u32::try_from(server_version).unwrap_or_default()),

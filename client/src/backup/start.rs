@@ -43,10 +43,13 @@ impl Backup<'_> {
             progress: false,
             verify_checksums: self.options.verify_checksums,
             max_rate: self.options.max_rate,
+            incremental: self.options.incremental.is_some(),
         });
         coordinator.send_command(&command)?;
         let mut reply = Reply::new(coordinator);
-        let first = reply.result_set(coordinator, reply::START).map_err(explain_start)?;
+        let first = reply
+            .result_set(coordinator, reply::START)
+            .map_err(|error| explain_start(error, self.options.incremental.is_some()))?;
         self.say("checkpoint completed");
         let version: u32 = number(&first, 0, 3)?;
         if version != PROTOCOL_VERSION {
@@ -90,16 +93,22 @@ impl Backup<'_> {
 }
 
 /// What may be missing on a server that refuses START_BACKUP.
-fn explain_start(error: Error) -> Error {
+fn explain_start(error: Error, incremental: bool) -> Error {
     // A walsender without a database takes what it cannot parse for SQL, and refuses that.
     let unknown = [SqlState::SYNTAX_ERROR, SqlState::FEATURE_NOT_SUPPORTED];
-    let error = if unknown.iter().any(|state| error.is_server(*state)) {
+    let error = if error.message().contains("HINT") {
+        // The server knows better.
+        error
+    } else if error.is_server(SqlState::SYNTAX_ERROR) && error.message().contains("incremental") {
+        error.with_hint(
+            "The extension pg_parallel_backup on the server is older than 0.3.0, which has incremental backups.",
+        )
+    } else if unknown.iter().any(|state| error.is_server(*state)) {
         error.with_hint(
             "The server does not know the parallel backup commands: it must be built with the patch of \
              pg_parallel_backup, and load that library by shared_preload_libraries.",
         )
-    } else if error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) && !error.message().contains("HINT")
-    {
+    } else if error.is_server(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) && !incremental {
         error.with_hint("Check that shared_preload_libraries on the server has pg_parallel_backup.")
     } else {
         error
@@ -115,10 +124,18 @@ mod tests {
     #[test]
     fn hints_for_a_server_that_refuses() {
         let unknown = Error::new(Kind::Server(*b"42601"), "ERROR:  syntax error");
-        assert!(explain_start(unknown).hint().unwrap().contains("patch"));
+        assert!(explain_start(unknown, false).hint().unwrap().contains("patch"));
         let unloaded = Error::new(Kind::Server(*b"55000"), "ERROR:  not loaded");
-        let error = explain_start(unloaded);
+        let error = explain_start(unloaded, false);
         assert!(error.hint().unwrap().contains("shared_preload_libraries"));
         assert_eq!(error.message(), "could not initiate base backup: ERROR:  not loaded");
+        // What is missing of an increment is not the library.
+        let summaries = Error::new(Kind::Server(*b"55000"), "ERROR:  WAL summaries are required");
+        assert!(explain_start(summaries, true).hint().is_none());
+        let old =
+            Error::new(Kind::Server(*b"42601"), "ERROR:  unrecognized START_BACKUP option: \"incremental\"");
+        assert!(explain_start(old, true).hint().unwrap().contains("0.3.0"));
+        let patch = Error::new(Kind::Server(*b"0A000"), "ERROR:  the patch\nHINT:  Build");
+        assert!(explain_start(patch, true).hint().is_none());
     }
 }

@@ -8,6 +8,7 @@ use super::own_files::add_own_file;
 use super::start::Start;
 use super::stop::Stop;
 use crate::error::{Error, Result};
+use crate::fetch::increment::Increments;
 use crate::fetch::ordered::Sequencer;
 use crate::fetch::queue::Queue;
 use crate::fetch::transfer::Work;
@@ -32,9 +33,9 @@ impl Backup<'_> {
         let queue = self.queue_of(work, &stop.wal_files, start.segment_size.bytes())?;
         let cluster = Cluster { system: start.system, segment_size: start.segment_size };
         let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
-        let sequencer = Sequencer::default();
+        let (sequencer, increments) = (Sequencer::default(), Increments::default());
         let sequencer = work.sequencer.is_some().then_some(&sequencer);
-        let work = Work { queue: &queue, wal: Some(&needed), sequencer, ..*work };
+        let work = Work { queue: &queue, increments: &increments, wal: Some(&needed), sequencer, ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))?;
         if !work.output.keeps() {
             return Ok(());
@@ -63,10 +64,10 @@ impl Backup<'_> {
             return Ok(());
         }
         // As with pg_basebackup, they are not in the manifest.
-        let sequencer = Sequencer::default();
+        let (sequencer, increments) = (Sequencer::default(), Increments::default());
         let sequencer = work.sequencer.is_some().then_some(&sequencer);
         let queue = self.queue_of(work, &names, 0)?;
-        let work = Work { queue: &queue, manifest: None, sequencer, ..*work };
+        let work = Work { queue: &queue, increments: &increments, manifest: None, sequencer, ..*work };
         self.fetch(&work, coordinator, workers, |_| Ok(()))
     }
 

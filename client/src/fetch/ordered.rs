@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::fetch::queue::{Item, Part};
 use crate::fetch::receive::Received;
 use crate::fetch::transfer::Work;
-use crate::fetch::writer::{ZEROES, checksum_of_zeroes, piece};
+use crate::fetch::writer::{ZEROES, checksum_filled_up, piece};
 use crate::output::collected::Collected;
 use crate::output::{Attributes, OutputFile};
 
@@ -110,7 +110,7 @@ fn write(work: &Work<'_>, delivery: Delivery, parts: &mut Option<Parts>) -> Resu
     let Delivery { item, came } = delivery;
     match (item.part, came) {
         (None, Some((received, content))) => work.collected(item, &received, &content),
-        (None, None) => work.file_vanished(&work.queue.path(item.file)),
+        (None, None) => work.file_vanished(item),
         (Some(part), came) => write_part(work, item, &part, came, parts),
     }
 }
@@ -124,7 +124,7 @@ fn write_part(
     came: Option<(Received, Arc<Collected>)>,
     parts: &mut Option<Parts>,
 ) -> Result<()> {
-    let path = work.queue.path(item.file);
+    let path = work.name(item);
     if part.offset == 0 {
         *parts = Some(match &came {
             Some((received, _)) => {
@@ -137,14 +137,14 @@ fn write_part(
     let failed = |error: std::io::Error| Error::io("write to file", &work.output.shown(&path), &error);
     match parts {
         None => return Err(Error::local(format!("parts of file \"{path}\" are out of order"))),
-        Some(Parts::LeftOut) if is_last => return work.file_vanished(&path),
+        Some(Parts::LeftOut) if is_last => return work.file_vanished(item),
         Some(Parts::LeftOut) => {}
         Some(Parts::Written { checksum, attributes }) => {
             let (content, of_part) = match came {
                 Some((received, content)) => (content, received.checksum),
                 None => {
                     let zeroes = zeroes(part).map_err(failed)?;
-                    (Arc::new(zeroes), checksum_of_zeroes(work.algorithm, part.length))
+                    (Arc::new(zeroes), checksum_filled_up(work.algorithm, &[], part.length))
                 }
             };
             checksum.add(&of_part, &content).map_err(failed)?;
@@ -157,7 +157,7 @@ fn write_part(
     }
     match parts.take() {
         Some(Parts::Written { checksum, attributes }) => {
-            work.recorded(&path, part.size, attributes.mtime, &checksum.finish())
+            work.recorded(item, part.size, attributes.mtime, &checksum.finish())
         }
         _ => Ok(()),
     }
@@ -213,6 +213,7 @@ mod tests {
 
     use super::*;
     use crate::abort::Abort;
+    use crate::fetch::increment::Increments;
     use crate::fetch::queue::{Claimed, Queue, TRIES, Turn};
     use crate::fetch::split::Splits;
     use crate::manifest::Manifest;
@@ -278,6 +279,7 @@ mod tests {
         let work = Work {
             queue: &queue,
             splits: &splits,
+            increments: &Increments::default(),
             output: &*output,
             pipelined: None,
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),

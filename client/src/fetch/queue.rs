@@ -292,7 +292,15 @@ impl Queue {
 
     /// Adds a file to the list; nothing where it is there already.
     pub fn push(&self, path: &BackupPath, size: u64) -> Result<()> {
+        self.push_noted(path, size, |_| {})
+    }
+
+    /// The same, with what is to be noted of a file that is added before somebody may take it.
+    pub fn push_noted(&self, path: &BackupPath, size: u64, note: impl FnOnce(FileNumber)) -> Result<()> {
         let number = self.list.write().unwrap_or_else(PoisonError::into_inner).push(path, size)?;
+        if let Some(number) = number {
+            note(number);
+        }
         let mut state = self.lock();
         let (Some(number), Some(listing)) = (number, &mut state.listing) else { return Ok(()) };
         if size >= EARLY_LIMIT {

@@ -6,13 +6,15 @@
 use compression::DecodeError;
 use pages::names::{self, NameRules};
 use pages::page::{self, BLOCK_SIZE};
-use protocol::command::{FileRequest, Range};
+use protocol::blocks::Run;
+use protocol::command::{Extent, FileRequest};
 use protocol::compression::WireCompression;
 use protocol::frame::Compression;
 use protocol::{ChecksumAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
 use crate::compress::{Failure, Inflater};
 use crate::error::{Error, Result};
+use crate::fetch::increment::Place;
 use crate::output::Attributes;
 use crate::server::chunk::{Chunk, Kept};
 use pages::checksum::Checksum;
@@ -38,22 +40,23 @@ pub trait Sink {
     fn damaged(&mut self, file: usize, error: Error) -> Result<()>;
 }
 
-/// A file, or a range of one, that was received.
+/// A file, or a range of one, that was received; or the file that is made of some blocks of it, or a part of that,
+/// with its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
     /// The file's size in bytes.
     pub size: u64,
     /// Where the range begins.
     pub offset: u64,
-    /// How many bytes came.
+    /// How many bytes it has.
     pub length: u64,
     /// Modification time in seconds since the Unix epoch.
     pub mtime: i64,
     /// The file's mode.
     pub mode: u32,
-    /// The checksum of the bytes that came.
+    /// The checksum of these bytes.
     pub checksum: Vec<u8>,
-    /// Pages whose checksum does not fit, by their number in the file: to be asked for again.
+    /// Pages whose checksum does not fit, by their number in the file on the server: to be asked for again.
     pub mismatches: Vec<u32>,
 }
 
@@ -93,6 +96,8 @@ pub enum PageRule {
 #[derive(Debug)]
 pub struct Receiver<'a> {
     wanted: &'a [FileRequest],
+    /// What those of them are a part of that are blocks of an increment; none of any other, nor behind the last.
+    places: &'a [Option<Place>],
     checks: Checks,
     /// The file that is being received, or is next.
     position: usize,
@@ -112,7 +117,7 @@ struct Open {
     mtime: i64,
     mode: u32,
     received: u64,
-    checksum: Checksum,
+    digests: Digests,
     pages: Option<Pages>,
 }
 
@@ -126,21 +131,47 @@ enum Coming {
     Damaged(DecodeError),
 }
 
+/// What is made of the bytes of a file.
+#[derive(Debug)]
+struct Digests {
+    /// Of what is sent.
+    sent: Checksum,
+    /// Of what is made of it, if that is something else.
+    made: Option<Checksum>,
+}
+
 /// The pages of a file that is being received.
 #[derive(Debug)]
 struct Pages {
     rule: PageRule,
     /// The number of the file's first page in its fork.
     first_block: u32,
-    /// The number of the next page in the file.
-    next: u32,
+    /// The numbers of the next pages in the file.
+    numbers: Numbers,
     mismatches: Vec<u32>,
+}
+
+/// Numbers of pages, in runs.
+#[derive(Debug)]
+struct Numbers {
+    next: u32,
+    /// How many are left of this run,
+    left: u32,
+    /// and what follows it.
+    runs: std::vec::IntoIter<Run>,
 }
 
 impl<'a> Receiver<'a> {
     /// These files or ranges, in this order.
     pub fn new(wanted: &'a [FileRequest], checks: Checks) -> Self {
-        Self { wanted, checks, position: 0, open: None, torn: Vec::new(), inflater: None }
+        let (open, torn, inflater) = (None, Vec::new(), None);
+        Self { wanted, places: &[], checks, position: 0, open, torn, inflater }
+    }
+
+    /// Some of them are blocks of increments, which get checksums with their headers. What the server is asked
+    /// for is [`Checks::algorithm`] all the same.
+    pub fn with_places(self, places: &'a [Option<Place>]) -> Self {
+        Self { places, ..self }
     }
 
     /// The first file that has not been answered for.
@@ -189,7 +220,7 @@ impl<'a> Receiver<'a> {
         }
         self.expect(begin.path)?;
         let wanted = &self.wanted[self.position];
-        if (begin.offset, begin.length) != clamp(wanted.range, begin.size) {
+        if (begin.offset, begin.length) != clamp(&wanted.extent, begin.size) {
             return Err(self.violation("another part of a file than was asked for"));
         }
         let coming = self.begin_stream(begin)?;
@@ -197,14 +228,18 @@ impl<'a> Receiver<'a> {
             let names::Pages::From(first_block) = self.checks.names.pages_of(&wanted.path) else {
                 return None;
             };
-            Some(Pages {
-                rule,
-                first_block,
+            let numbers = match &wanted.extent {
+                Extent::Blocks(blocks) => Numbers::of(blocks.runs().to_vec()),
                 // Ranges begin at a block, and a file of pages has no more than fit a number.
-                next: u32::try_from(begin.offset / BLOCK_SIZE as u64).unwrap_or(u32::MAX),
-                mismatches: Vec::new(),
-            })
+                Extent::Whole | Extent::Range(_) => {
+                    let first = u32::try_from(begin.offset / BLOCK_SIZE as u64).unwrap_or(u32::MAX);
+                    Numbers::of(vec![Run { first, count: u32::MAX }])
+                }
+            };
+            Some(Pages { rule, first_block, numbers, mismatches: Vec::new() })
         });
+        let place = self.places.get(self.position).and_then(Option::as_ref);
+        let digests = Digests::new(self.checks, place);
         sink.begin(self.position, begin)?;
         self.torn.clear();
         self.open = Some(Open {
@@ -215,7 +250,7 @@ impl<'a> Receiver<'a> {
             mtime: begin.mtime,
             mode: begin.mode,
             received: 0,
-            checksum: Checksum::new(self.checks.algorithm),
+            digests,
             pages,
         });
         Ok(())
@@ -278,7 +313,7 @@ impl<'a> Receiver<'a> {
         }
         let Some(open) = &mut self.open else { return Ok(()) };
         let Some(pages) = &mut open.pages else {
-            open.checksum.update(&chunk);
+            open.digests.update(&chunk);
             return sink.data(chunk);
         };
         // The server's frames are of whole pages; nothing says that they must be.
@@ -291,14 +326,14 @@ impl<'a> Receiver<'a> {
                 return Ok(());
             }
             pages.verify(&self.torn);
-            open.checksum.update(&self.torn);
+            open.digests.update(&self.torn);
             sink.data(Chunk::from(&self.torn[..]))?;
             self.torn.clear();
         }
         let (whole, torn) = chunk.split_at(chunk.len() / BLOCK_SIZE * BLOCK_SIZE);
         for step in whole.chunks(STEP) {
             pages.verify(step);
-            open.checksum.update(step);
+            open.digests.update(step);
         }
         self.torn.extend_from_slice(&torn);
         if whole.is_empty() { Ok(()) } else { sink.data(whole) }
@@ -327,16 +362,17 @@ impl<'a> Receiver<'a> {
             return Err(self.violation("checksum of another algorithm than asked for"));
         }
         let mut mismatches = Vec::new();
-        if let Some(pages) = open.pages {
+        if let Some(mut pages) = open.pages {
             mismatches = pages.mismatches;
             if !self.torn.is_empty() {
                 // What is no whole page cannot be right: the server shall say so.
-                mismatches.push(pages.next);
-                open.checksum.update(&self.torn);
+                mismatches.push(pages.numbers.next());
+                open.digests.update(&self.torn);
                 sink.data(Chunk::from(&self.torn[..]))?;
             }
         }
-        let checksum = open.checksum.finish();
+        let Digests { sent, made } = open.digests;
+        let sent = sent.finish();
         let file = self.position;
         self.position += 1;
         if let Some(error) = damage {
@@ -346,8 +382,13 @@ impl<'a> Receiver<'a> {
                 Error::connection(format!("file \"{path}\" was damaged in transit: {error}")),
             );
         }
-        if !self.checks.by_server || checksum == end.checksum {
+        if !self.checks.by_server || sent == end.checksum {
             let Open { size, offset, length, mtime, mode, .. } = open;
+            let checksum = made.map_or(sent, Checksum::finish);
+            let (size, offset, length) = match self.places.get(file).and_then(Option::as_ref) {
+                Some(place) => (place.size, place.start, length + place.header.len() as u64),
+                None => (size, offset, length),
+            };
             sink.end(file, Received { size, offset, length, mtime, mode, checksum, mismatches })
         } else {
             let path = &self.wanted[file].path;
@@ -384,27 +425,67 @@ impl Pages {
     /// Looks at whole pages; what does not verify is asked for again later.
     fn verify(&mut self, bytes: &[u8]) {
         for page in bytes.chunks_exact(BLOCK_SIZE) {
-            let block = self.first_block.wrapping_add(self.next);
+            let number = self.numbers.next();
+            let block = self.first_block.wrapping_add(number);
             let verified = match self.rule {
                 PageRule::Always => page::verify_any(page, block),
                 PageRule::Before(start_lsn) => page::verify(page, start_lsn, block),
             };
             if verified.is_err() {
-                self.mismatches.push(self.next);
+                self.mismatches.push(number);
             }
-            self.next = self.next.wrapping_add(1);
         }
     }
 }
 
-/// The part of a file that a request means, cut to the file's size as the server does it.
-fn clamp(range: Option<Range>, size: u64) -> (u64, u64) {
-    match range {
-        None => (0, size),
-        Some(range) => {
+impl Numbers {
+    fn of(runs: Vec<Run>) -> Self {
+        Self { next: 0, left: 0, runs: runs.into_iter() }
+    }
+
+    /// The next number; goes on counting behind the last.
+    fn next(&mut self) -> u32 {
+        if self.left == 0
+            && let Some(run) = self.runs.next()
+        {
+            (self.next, self.left) = (run.first, run.count);
+        }
+        self.left = self.left.saturating_sub(1);
+        let number = self.next;
+        self.next = number.wrapping_add(1);
+        number
+    }
+}
+
+impl Digests {
+    /// An increment's file has a header, and may have another checksum than the server is asked for.
+    fn new(checks: Checks, place: Option<&Place>) -> Self {
+        let Some(place) = place else {
+            return Self { sent: Checksum::new(checks.algorithm), made: None };
+        };
+        let sent = if checks.by_server { checks.algorithm } else { ChecksumAlgorithm::None };
+        let mut made = Checksum::new(place.algorithm);
+        made.update(&place.header);
+        Self { sent: Checksum::new(sent), made: Some(made) }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.sent.update(bytes);
+        if let Some(made) = &mut self.made {
+            made.update(bytes);
+        }
+    }
+}
+
+/// Where the bytes of a request begin and how many they are, as the server says it of a file of this size.
+fn clamp(extent: &Extent, size: u64) -> (u64, u64) {
+    match extent {
+        Extent::Whole => (0, size),
+        Extent::Range(range) => {
             let left = size.saturating_sub(range.offset);
             (range.offset, range.length.map_or(left, |length| length.min(left)))
         }
+        Extent::Blocks(blocks) => (0, blocks.len() * BLOCK_SIZE as u64),
     }
 }
 
@@ -412,7 +493,7 @@ fn clamp(range: Option<Range>, size: u64) -> (u64, u64) {
 mod tests {
     use super::*;
     use crate::error::Kind;
-    use protocol::BackupPath;
+    use protocol::{BackupPath, Range};
 
     #[derive(Debug, Default)]
     struct Log(Vec<String>);
@@ -606,7 +687,7 @@ mod tests {
         [&heap[..], &new, &new, &btree[..], &new].concat()
     }
 
-    fn by_client(path: &str, range: Option<Range>, content: &[u8], step: usize) -> (Vec<String>, Vec<u8>) {
+    fn by_client(path: &str, extent: Extent, content: &[u8], step: usize) -> (Vec<String>, Vec<u8>) {
         #[derive(Default)]
         struct Keep(Log, Vec<u8>, Vec<u8>);
         impl Sink for Keep {
@@ -629,8 +710,8 @@ mod tests {
             }
         }
         let path = BackupPath::from_bytes(path).unwrap();
-        let offset = range.map_or(0, |range| range.offset);
-        let wanted = [FileRequest { path: path.clone(), range }];
+        let offset = if let Extent::Range(range) = &extent { range.offset } else { 0 };
+        let wanted = [FileRequest { path: path.clone(), extent }];
         let checks = Checks { by_server: false, pages: Some(PageRule::Always), ..BY_SERVER };
         let mut receiver = Receiver::new(&wanted, checks);
         let mut keep = Keep::default();
@@ -667,22 +748,22 @@ mod tests {
         bad[100] ^= 1;
         bad[3 * BLOCK_SIZE + 4000] ^= 1;
         for step in [1000, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE, good.len()] {
-            let (log, checksum) = by_client("base/5/16384", None, &good, step);
+            let (log, checksum) = by_client("base/5/16384", Extent::Whole, &good, step);
             assert_eq!(log[1], "end 0 40960 0", "{step} at a time");
             assert_eq!(checksum, Checksum::of(ChecksumAlgorithm::Crc32c, &good));
-            let (log, checksum) = by_client("base/5/16384", None, &bad, step);
+            let (log, checksum) = by_client("base/5/16384", Extent::Whole, &bad, step);
             assert_eq!(log[1], "end 0 40960 0 but [0, 3]", "{step} at a time");
             assert_eq!(checksum, Checksum::of(ChecksumAlgorithm::Crc32c, &bad));
         }
         // Block numbers go on from one segment to the next, and from the beginning of a range.
-        assert_eq!(by_client("base/5/16384.1", None, &good, 8192).0[1], "end 0 40960 0 but [0, 3]");
-        let range = Some(Range { offset: 3 * BLOCK_SIZE as u64, length: Some(1 << 20) });
+        assert_eq!(by_client("base/5/16384.1", Extent::Whole, &good, 8192).0[1], "end 0 40960 0 but [0, 3]");
+        let range = Extent::Range(Range { offset: 3 * BLOCK_SIZE as u64, length: Some(1 << 20) });
         let (log, _) = by_client("base/5/16384", range, &good[3 * BLOCK_SIZE..], 8192);
         assert_eq!(log[1], "end 0 40960 0");
         // What has no pages is not looked at, and half a page cannot be one.
-        assert_eq!(by_client("base/5/PG_VERSION", None, &bad, 8192).0[1], "end 0 40960 0");
+        assert_eq!(by_client("base/5/PG_VERSION", Extent::Whole, &bad, 8192).0[1], "end 0 40960 0");
         assert_eq!(
-            by_client("base/5/16384", None, &good[..BLOCK_SIZE + 5], 8192).0[1],
+            by_client("base/5/16384", Extent::Whole, &good[..BLOCK_SIZE + 5], 8192).0[1],
             "end 0 8197 0 but [1]"
         );
     }
@@ -690,7 +771,7 @@ mod tests {
     #[test]
     fn a_range_that_was_not_asked_for() {
         let path = BackupPath::from_bytes("a").unwrap();
-        let range = Some(Range { offset: 8192, length: Some(16384) });
+        let range = Range { offset: 8192, length: Some(16384) };
         for (size, offset, length, fits) in [
             (100_000, 8192, 16384, true),
             (100_000, 8192, 16383, false),
@@ -700,7 +781,7 @@ mod tests {
             (10_000, 8192, 10_000 - 8192, true),
             (100, 8192, 0, true),
         ] {
-            let wanted = [FileRequest { path: path.clone(), range }];
+            let wanted = [FileRequest { path: path.clone(), extent: Extent::Range(range) }];
             let begin = FileBegin {
                 size,
                 offset,

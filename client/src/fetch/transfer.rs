@@ -1,31 +1,34 @@
 //! One connection's work: take files from the queue, fetch them, have them verified and written. The
 //! coordinator does the same as every worker. `writer` makes the files, `reverify` fetches again what
-//! came wrong.
+//! came wrong; what is made of some blocks of a file is for `increment` to say.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pages::checksum::{from_crc, to_crc};
+use pages::checksum::{Checksum, from_crc, to_crc};
 use pages::names::NameRules;
 use pages::relation;
-use protocol::command::{Range, SendFilesContent};
+use protocol::command::{Extent, Range, SendFilesContent};
 use protocol::compression::WireCompression;
 use protocol::frame::Compression;
 use protocol::wal::is_segment;
-use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, SqlState};
+use protocol::{
+    BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, MAX_BLOCK_LISTS, SqlState,
+};
 
 use crate::error::{Error, Kind, Result};
+use crate::fetch::increment::{self, Increment, Increments, Place};
 use crate::fetch::ordered::{Delivery, Sequencer};
 use crate::fetch::pipeline;
 use crate::fetch::queue::{Claimed, Item, Part, Queue, SIZED_MINIMUM, Turn};
 use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::fetch::split::{Outcome, Splits};
-use crate::fetch::writer::{Writer, checksum_of_zeroes, piece};
+use crate::fetch::writer::{Writer, checksum_filled_up, piece};
 use crate::manifest::Manifest;
 use crate::options::Side;
 use crate::output::collected::Collected;
-use crate::output::{Attributes, Output, Remains};
+use crate::output::{Attributes, Intake, Output, OutputFile, Remains};
 use crate::report;
 use crate::report::meter::Meter;
 use crate::report::progress::Counters;
@@ -65,6 +68,8 @@ pub struct Work<'a> {
     pub queue: &'a Queue,
     /// Those of them that are fetched in parts.
     pub splits: &'a Splits,
+    /// Those of them of which some blocks come only.
+    pub increments: &'a Increments,
     /// Where they go.
     pub output: &'a dyn Output,
     /// From so many bytes a file on they are written on a thread of its own.
@@ -144,17 +149,37 @@ impl Work<'_> {
 
     fn fetch(&self, session: &mut Session, items: &[Item]) -> Result<()> {
         let by_client = self.verifies(session);
-        let (by_client, by_server): (Vec<Item>, Vec<Item>) =
-            items.iter().partition(|item| by_client && self.has_page_checksums(**item));
-        let mut outcome = Ok(());
-        if !by_client.is_empty() {
-            outcome = self.fetch_checked(session, &by_client, self.checks_by_client());
+        let mut batches: Vec<Batch> = Vec::new();
+        for &item in items {
+            let increment = self.increments.get(item.file);
+            if let Some(increment) = increment.as_ref().filter(|increment| increment.blocks.is_empty()) {
+                self.make_of_nothing(item, increment)?;
+                continue;
+            }
+            let place = increment.map(|increment| increment.place(item.part, self.algorithm));
+            let checks = match place {
+                _ if by_client && self.has_page_checksums(item) => self.checks_by_client(),
+                // The server's checksum is of the blocks alone, the manifest's of what is made of them: it need
+                // not be as costly.
+                Some(_) => Checks { algorithm: ChecksumAlgorithm::Crc32c, ..self.checks_by_server() },
+                None => self.checks_by_server(),
+            };
+            let length = place.as_ref().map_or(0, Place::list_length);
+            let fits = |batch: &&mut Batch| batch.checks == checks && batch.lists + length <= MAX_BLOCK_LISTS;
+            match batches.iter_mut().rev().find(fits) {
+                Some(batch) => batch.push(item, place, length),
+                None => {
+                    let mut batch = Batch { checks, items: Vec::new(), places: Vec::new(), lists: 0 };
+                    batch.push(item, place, length);
+                    batches.push(batch);
+                }
+            }
         }
-        if outcome.is_ok() && !by_server.is_empty() {
-            outcome = self.fetch_checked(session, &by_server, self.checks_by_server());
-        } else {
-            by_server.iter().for_each(|item| self.queue.release(*item));
-        }
+        // First those that are looked at here, as they are the large ones.
+        batches.sort_by_key(|batch| batch.checks.by_server);
+        let mut batches = batches.into_iter();
+        let outcome = batches.by_ref().try_for_each(|batch| self.fetch_batch(session, &batch));
+        batches.for_each(|batch| batch.items.iter().for_each(|item| self.queue.release(*item)));
         outcome
     }
 
@@ -165,10 +190,12 @@ impl Work<'_> {
             && relation::of_listed(&self.queue.path(item.file)).is_some()
     }
 
-    fn fetch_checked(&self, session: &mut Session, items: &[Item], checks: Checks) -> Result<()> {
-        let wanted: Vec<FileRequest> = items.iter().map(|item| self.request(*item)).collect();
-        let mut receiver = Receiver::new(&wanted, checks);
-        let mut writer = Writer::new(self, items, &wanted);
+    fn fetch_batch(&self, session: &mut Session, batch: &Batch) -> Result<()> {
+        let Batch { checks, ref items, ref places, .. } = *batch;
+        let requests = items.iter().zip(places).map(|(item, place)| self.request(*item, place.as_ref()));
+        let wanted: Vec<FileRequest> = requests.collect();
+        let mut receiver = Receiver::new(&wanted, checks).with_places(places);
+        let mut writer = Writer::new(self, items, places, &wanted);
         let bytes: u64 = items.iter().map(|item| self.queue.size(*item)).sum();
         let outcome = if self.pipelined.is_some_and(|least| bytes >= least * items.len() as u64) {
             pipeline::run(
@@ -184,9 +211,10 @@ impl Work<'_> {
         let position = receiver.position();
         let outcome = outcome.or_else(|error| self.failed_at(&error, items, position));
         let outcome = outcome.and_then(|()| {
-            mismatched
-                .by_ref()
-                .try_for_each(|came| self.reverify(session, items[came.file], came.received, came.content))
+            mismatched.by_ref().try_for_each(|came| {
+                let place = places[came.file].as_ref();
+                self.reverify(session, items[came.file], place, came.received, came.content)
+            })
         });
         // The connection is no more: others fetch them anew.
         for came in mismatched {
@@ -260,11 +288,41 @@ impl Work<'_> {
         Checks { by_server: false, pages: Some(PageRule::Always), ..self.checks_by_server() }
     }
 
-    fn request(&self, item: Item) -> FileRequest {
-        FileRequest {
-            path: self.queue.path(item.file),
-            range: item.part.map(|part| Range { offset: part.offset, length: Some(part.length) }),
+    fn request(&self, item: Item, place: Option<&Place>) -> FileRequest {
+        let extent = match (place, item.part) {
+            (Some(place), _) => Extent::Blocks(place.blocks.clone()),
+            (None, Some(part)) => Extent::Range(Range { offset: part.offset, length: Some(part.length) }),
+            (None, None) => Extent::Whole,
+        };
+        FileRequest { path: self.queue.path(item.file), extent }
+    }
+
+    /// What a file is called in the backup.
+    pub fn name(&self, item: Item) -> BackupPath {
+        let path = self.queue.path(item.file);
+        if self.increments.contains(item.file) { increment::name_of(&path) } else { path }
+    }
+
+    /// A file of which no block has changed: there is nothing to ask the server for.
+    fn make_of_nothing(&self, item: Item, increment: &Increment) -> Result<()> {
+        let path = self.name(item);
+        let Place { header, size, .. } = increment.place(None, self.algorithm);
+        let failed = |error: io::Error| Error::io("write to file", &self.output.shown(&path), &error);
+        let mut collected = None;
+        if self.output.intake() == Intake::Any {
+            let begun = self.output.begin(&piece(&path, None, size, increment.attributes))?;
+            begun.map_or(Ok(()), |output| output.write(&header, 0)).map_err(failed)?;
+        } else {
+            let content = Collected::new(0, size, || self.output.spool()).map_err(failed)?;
+            content.write(&header, 0).map_err(failed)?;
+            collected = Some(Arc::new(content));
         }
+        self.counters.received(header.len());
+        let Attributes { mode, mtime } = increment.attributes;
+        let checksum = Checksum::of(self.algorithm, &header);
+        let received =
+            Received { size, offset: 0, length: size, mtime, mode, checksum, mismatches: Vec::new() };
+        self.complete(item, &received, collected)
     }
 
     /// One SEND_FILES_CONTENT. `verify` overrides what follows from `checks`.
@@ -282,7 +340,7 @@ impl Work<'_> {
             backup_id: Some(self.backup),
             // As START_BACKUP has it if it is the server that verifies.
             verify_checksums: verify.or(if checks.by_server { None } else { Some(false) }),
-            file_checksum: if checks.by_server { self.algorithm } else { ChecksumAlgorithm::None },
+            file_checksum: if checks.by_server { checks.algorithm } else { ChecksumAlgorithm::None },
             compression: checks.compression,
         });
         let text = session.text_of(&command);
@@ -316,27 +374,31 @@ impl Work<'_> {
 
     /// A file was collected, and is right.
     pub fn collected(&self, item: Item, received: &Received, content: &Collected) -> Result<()> {
-        let path = self.queue.path(item.file);
         let attributes = received.attributes();
-        self.output.put(&piece(&path, item.part, received.size, attributes), content)?;
-        self.recorded(&path, received.size, attributes.mtime, &received.checksum)
+        self.output.put(&piece(&self.name(item), item.part, received.size, attributes), content)?;
+        self.recorded(item, received.size, attributes.mtime, &received.checksum)
     }
 
     fn file_complete(&self, item: Item, size: u64, attributes: &Attributes, checksum: &[u8]) -> Result<()> {
-        let path = self.queue.path(item.file);
-        self.output.complete(&path, attributes)?;
-        self.recorded(&path, size, attributes.mtime, checksum)
+        self.output.complete(&self.name(item), attributes)?;
+        self.recorded(item, size, attributes.mtime, checksum)
     }
 
     /// A file is where it belongs.
-    pub fn recorded(&self, path: &BackupPath, size: u64, mtime: i64, checksum: &[u8]) -> Result<()> {
+    pub fn recorded(&self, item: Item, size: u64, mtime: i64, checksum: &[u8]) -> Result<()> {
+        let path = self.name(item);
         // As in BASE_BACKUP, WAL segments are not in the manifest, all else is.
         if let Some(manifest) = self.manifest
-            && !wal_file_name(path).is_some_and(is_segment)
+            && !wal_file_name(&path).is_some_and(is_segment)
         {
             let mut manifest = manifest.lock().unwrap_or_else(PoisonError::into_inner);
             manifest.file(path.as_bytes(), size, mtime, checksum).map_err(|error| manifest_error(&error))?;
         }
+        self.finished(item)
+    }
+
+    fn finished(&self, item: Item) -> Result<()> {
+        self.increments.remove(item.file);
         self.counters.file();
         self.queue.finish(true);
         Ok(())
@@ -358,18 +420,21 @@ impl Work<'_> {
             Some(part) if !part.is_all() => {
                 self.part_done(item, &part, self.splits.vanished(item.file, &part), 0)
             }
-            _ => self.file_vanished(&path),
+            _ => self.file_vanished(item),
         }
     }
 
-    /// No part of a file is there any more.
-    pub fn file_vanished(&self, path: &BackupPath) -> Result<()> {
-        if let Some(Remains { size, attributes }) = self.output.vanished(path)? {
-            return self.recorded(path, size, attributes.mtime, &checksum_of_zeroes(self.algorithm, size));
+    /// No part of a file is there any more. An increment that has to stay must be one that can be combined, though
+    /// replay removes what is made of it.
+    pub fn file_vanished(&self, item: Item) -> Result<()> {
+        let header = self.increments.get(item.file).map(|increment| increment.header()).unwrap_or_default();
+        match self.output.vanished(&self.name(item), &header)? {
+            Some(Remains { size, attributes }) => {
+                let checksum = checksum_filled_up(self.algorithm, &header, size);
+                self.recorded(item, size, attributes.mtime, &checksum)
+            }
+            None => self.finished(item),
         }
-        self.counters.file();
-        self.queue.finish(true);
-        Ok(())
     }
 
     /// `mode` is that of a file which is complete now.
@@ -382,8 +447,26 @@ impl Work<'_> {
             Outcome::Complete { crc, mtime } => {
                 self.file_complete(item, part.size, &Attributes { mode, mtime }, &from_crc(crc))
             }
-            Outcome::Vanished => self.file_vanished(&self.queue.path(item.file)),
+            Outcome::Vanished => self.file_vanished(item),
         }
+    }
+}
+
+/// What one command asks for.
+struct Batch {
+    checks: Checks,
+    items: Vec<Item>,
+    /// Of each of them.
+    places: Vec<Option<Place>>,
+    /// How long the lists of blocks are together.
+    lists: usize,
+}
+
+impl Batch {
+    fn push(&mut self, item: Item, place: Option<Place>, list: usize) {
+        self.items.push(item);
+        self.places.push(place);
+        self.lists += list;
     }
 }
 
@@ -437,9 +520,8 @@ mod tests {
         FakeServer, compressed, copy, file, file_with, frame, message, ready, report,
     };
     use compression::{Encoder, Step};
-    use pages::checksum::Checksum;
     use pages::page::BLOCK_SIZE as BLOCK;
-    use protocol::Frame;
+    use protocol::{BlockList, Frame};
 
     const PATH: &str = "base/5/16384";
 
@@ -465,6 +547,9 @@ mod tests {
         pages: bool,
         start: Lsn,
         compression: WireCompression,
+        /// The blocks that come, of an increment.
+        blocks: Option<&'static str>,
+        algorithm: ChecksumAlgorithm,
     }
 
     const CASE: Case = Case {
@@ -479,6 +564,8 @@ mod tests {
         pages: true,
         start: Lsn(u64::MAX),
         compression: WireCompression { algorithm: Compression::None, level: None, long: false },
+        blocks: None,
+        algorithm: ChecksumAlgorithm::Crc32c,
     };
 
     fn fetch(case: &Case, answers: Vec<Vec<u8>>) -> Fetched {
@@ -495,10 +582,18 @@ mod tests {
         for directory in ["base/5", "pg_xact"] {
             std::fs::create_dir_all(place.path().join(directory)).unwrap();
         }
-        let queue = Queue::new(case.jobs, true);
-        queue.push(&BackupPath::from_bytes(case.path).unwrap(), case.size as u64).unwrap();
+        let queue = Queue::new(case.jobs, may_split(case.algorithm));
+        let increments = Increments::default();
+        let mut path = BackupPath::from_bytes(case.path).unwrap();
+        if let Some(list) = case.blocks {
+            let increment = increment(list);
+            queue.push_noted(&path, increment.size(), |file| increments.insert(file, &increment)).unwrap();
+            path = increment::name_of(&path);
+        } else {
+            queue.push(&path, case.size as u64).unwrap();
+        }
         queue.complete();
-        let options = ManifestOptions { checksums: ChecksumAlgorithm::Crc32c, force_encode: false };
+        let options = ManifestOptions { checksums: case.algorithm, force_encode: false };
         let out: Box<dyn Write + Send> =
             Box::new(std::fs::File::create(place.path().join("manifest")).unwrap());
         let manifest = Mutex::new(Manifest::new(out, options, 180_000, 1).unwrap());
@@ -508,10 +603,11 @@ mod tests {
         let work = Work {
             queue: &queue,
             splits: &Splits::default(),
+            increments: &increments,
             output: &*output,
             pipelined: case.pipelined.then_some(0),
             backup: "0123456789abcdef0123456789abcdef".parse().unwrap(),
-            algorithm: ChecksumAlgorithm::Crc32c,
+            algorithm: case.algorithm,
             pages: case.pages.then_some(case.start),
             names: case.names,
             compression: case.compression,
@@ -528,10 +624,18 @@ mod tests {
         Fetched {
             outcome,
             commands: server.commands(),
-            content: std::fs::read(place.path().join(case.path)).ok(),
+            content: std::fs::read(place.path().join(std::str::from_utf8(path.as_bytes()).unwrap())).ok(),
             manifest: std::fs::read_to_string(place.path().join("manifest")).unwrap(),
             counters,
             complete: queue.is_complete(),
+        }
+    }
+
+    fn increment(list: &str) -> Increment {
+        Increment {
+            blocks: BlockList::parse(list.as_bytes()).unwrap(),
+            truncation_block_length: 77,
+            attributes: Attributes { mode: 0o640, mtime: 1_600_000_000 },
         }
     }
 
@@ -875,6 +979,137 @@ mod tests {
         assert!(fetched.complete && fetched.content.is_none());
         assert_eq!(fetched.commands.len(), 2);
         assert_eq!(fetched.counters.done(), (3 * BLOCK as u64, 1));
+    }
+
+    /// An increment's file.
+    fn made(list: &str, blocks: &[u8]) -> Vec<u8> {
+        [increment(list).place(None, ChecksumAlgorithm::Crc32c).header, blocks.to_vec()].concat()
+    }
+
+    #[test]
+    fn an_increment_is_made_of_blocks() {
+        const LIST: &str = "0,2,7-12";
+        let case = Case { blocks: Some(LIST), ..CASE };
+        let mut good = vec![0; 8 * BLOCK];
+        good[..BLOCK].copy_from_slice(include_bytes!("../../../tests/data/page_heap_block_0"));
+        // Of a relation of more blocks than are sent, or of one that has lost them all.
+        let sent = |size: usize, bytes: &[u8]| copy(&[file(PATH, size as u64, 0, bytes)]);
+        for (past_libpq, pipelined) in [(true, false), (false, true)] {
+            for size in [0, 100 * BLOCK] {
+                let fetched = fetch(&Case { past_libpq, pipelined, ..case }, vec![sent(size, &good)]);
+                fetched.outcome.unwrap();
+                assert!(fetched.complete);
+                let expected = made(LIST, &good);
+                assert!(fetched.content.unwrap() == expected);
+                assert_eq!(fetched.commands.len(), 1);
+                assert!(fetched.commands[0].contains("('base/5/16384' (BLOCKS '0,2,7-12'))"));
+                let entry = format!("\"Path\": \"base/5/INCREMENTAL.16384\", \"Size\": {},", expected.len());
+                assert!(fetched.manifest.contains(&entry), "{}", fetched.manifest);
+                assert!(fetched.manifest.contains(&crc(&expected)), "{}", fetched.manifest);
+                assert_eq!(fetched.counters.done(), (expected.len() as u64, 1));
+            }
+        }
+
+        // Pages that came wrong: each is looked at by its own number, and goes where it belongs.
+        let mut bad = good.clone();
+        bad[5000] ^= 1;
+        bad[BLOCK + 14] ^= 1;
+        bad[4 * BLOCK + 100] ^= 1;
+        bad[5 * BLOCK + 100] ^= 1;
+        let again = [(0, 1), (1, 1), (4, 2)].map(|(block, count): (usize, usize)| {
+            let bytes = &good[block * BLOCK..(block + count) * BLOCK];
+            let checksum = Checksum::of(ChecksumAlgorithm::Crc32c, bytes);
+            file_with(PATH, 0, 0, bytes, 0, ChecksumAlgorithm::Crc32c, &checksum)
+        });
+        let fetched = fetch(&case, vec![sent(0, &bad), copy(&again)]);
+        fetched.outcome.unwrap();
+        assert!(fetched.content.unwrap() == made(LIST, &good));
+        assert!(fetched.manifest.contains(&crc(&made(LIST, &good))), "{}", fetched.manifest);
+        let wanted =
+            "('base/5/16384' (BLOCKS '0'), 'base/5/16384' (BLOCKS '2'), 'base/5/16384' (BLOCKS '9-10'))";
+        assert!(fetched.commands[1].contains(wanted), "{}", fetched.commands[1]);
+
+        let gone = fetch(&case, vec![copy(&[frame(&Frame::Vanished(PATH.as_bytes()))])]);
+        gone.outcome.unwrap();
+        assert!(gone.complete && gone.content.is_none() && !gone.manifest.contains("16384"));
+    }
+
+    #[test]
+    fn an_increments_checksum_is_of_all_of_its_file() {
+        const LIST: &str = "3,5";
+        let bytes = [vec![1; BLOCK], vec![2; BLOCK]].concat();
+        let expected = made(LIST, &bytes);
+        // Without page checksums the server makes one of the blocks: the cheapest, whatever the manifest has.
+        let checksum = Checksum::of(ChecksumAlgorithm::Crc32c, &bytes);
+        let sent = |bytes: &[u8]| {
+            copy(&[file_with(PATH, 1 << 20, 0, bytes, 0, ChecksumAlgorithm::Crc32c, &checksum)])
+        };
+        let mut damaged = bytes.clone();
+        damaged[BLOCK] ^= 1;
+        for algorithm in [ChecksumAlgorithm::Crc32c, ChecksumAlgorithm::Sha256, ChecksumAlgorithm::Sha512] {
+            let case = Case { blocks: Some(LIST), pages: false, algorithm, ..CASE };
+            let fetched = fetch(&case, vec![sent(&damaged), sent(&bytes)]);
+            fetched.outcome.unwrap();
+            assert!(fetched.content.unwrap() == expected);
+            let checksum = protocol::id::to_hex(&Checksum::of(algorithm, &expected));
+            assert!(fetched.manifest.contains(&checksum), "{}", fetched.manifest);
+            assert!(fetched.commands.iter().all(|command| command.contains("FILE_CHECKSUM 'CRC32C'")));
+            assert_eq!(fetched.counters.done(), (expected.len() as u64, 1));
+        }
+    }
+
+    #[test]
+    fn an_increment_of_nothing_is_made_without_the_server() {
+        for discard in [false, true] {
+            let fetched = fetch(&Case { blocks: Some(""), discard, ..CASE }, Vec::new());
+            fetched.outcome.unwrap();
+            assert!(fetched.complete && fetched.commands.is_empty());
+            assert_eq!(fetched.content, (!discard).then(|| made("", b"")));
+            assert_eq!(fetched.counters.done(), (12, 1));
+            if !discard {
+                let entry =
+                    "\"Path\": \"base/5/INCREMENTAL.16384\", \"Size\": 12, \"Last-Modified\": \"2020-09-13";
+                assert!(fetched.manifest.contains(entry), "{}", fetched.manifest);
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_increment_comes_in_parts() {
+        // 5 blocks of header and 8,700 others: more than twice what a part has at least.
+        const LIST: &str = "0-99,1000-9599";
+        let block = |number: usize| vec![u8::try_from(number % 251).unwrap(); BLOCK];
+        let answer = |numbers: std::ops::Range<usize>| {
+            let bytes: Vec<u8> = numbers.flat_map(block).collect();
+            let begin = file(PATH, 1 << 30, 0, b"");
+            let mut whole = begin[..begin.len() - 21 - 6].to_vec();
+            whole[5 + 1 + 16..5 + 1 + 24].copy_from_slice(&(bytes.len() as u64).to_be_bytes());
+            for piece in bytes.chunks(127 * BLOCK) {
+                whole.extend(frame(&Frame::Data(piece)));
+            }
+            let checksum = Checksum::of(ChecksumAlgorithm::Crc32c, &bytes);
+            let end = Frame::FileEnd(protocol::FileEnd {
+                bytes: bytes.len() as u64,
+                checksum_failures: 0,
+                algorithm: ChecksumAlgorithm::Crc32c,
+                checksum: &checksum,
+            });
+            whole.extend(frame(&end));
+            copy(&[whole])
+        };
+        let expected = made(LIST, &(0..8700).flat_map(block).collect::<Vec<_>>());
+        let case = Case { blocks: Some(LIST), pages: false, jobs: 2, ..CASE };
+        // Parts of 2,902 blocks, the header among the first.
+        let fetched = fetch(&case, vec![answer(0..2897), answer(2897..5799), answer(5799..8700)]);
+        fetched.outcome.unwrap();
+        assert!(fetched.complete);
+        for (command, list) in fetched.commands.iter().zip(["0-99,1000-3796", "3797-6698", "6699-9599"]) {
+            assert!(command.contains(&format!("(BLOCKS '{list}')")), "{command}");
+        }
+        assert!(fetched.content.unwrap() == expected);
+        assert!(fetched.manifest.contains(&crc(&expected)), "{}", fetched.manifest);
+        assert!(fetched.manifest.contains(&format!("\"Size\": {},", expected.len())));
+        assert_eq!(fetched.counters.done(), (expected.len() as u64, 1));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
 use protocol::{BackupPath, ChecksumAlgorithm, FileBegin, FileRequest};
 
 use crate::error::{Error, Result};
+use crate::fetch::increment::Place;
 use crate::fetch::queue::{Item, Part};
 use crate::fetch::receive::{Received, Sink};
 use crate::fetch::reverify::reread;
@@ -29,6 +30,7 @@ pub static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 pub struct Writer<'a> {
     work: &'a Work<'a>,
     items: &'a [Item],
+    places: &'a [Option<Place>],
     wanted: &'a [FileRequest],
     open: Option<Open>,
     /// Files with pages whose checksum does not fit.
@@ -64,8 +66,13 @@ struct Open {
 
 impl<'a> Writer<'a> {
     /// For these items, which were asked for so.
-    pub fn new(work: &'a Work<'a>, items: &'a [Item], wanted: &'a [FileRequest]) -> Self {
-        Self { work, items, wanted, open: None, mismatched: Vec::new() }
+    pub fn new(
+        work: &'a Work<'a>,
+        items: &'a [Item],
+        places: &'a [Option<Place>],
+        wanted: &'a [FileRequest],
+    ) -> Self {
+        Self { work, items, places, wanted, open: None, mismatched: Vec::new() }
     }
 
     /// What was received of a file that is not complete does not count.
@@ -99,7 +106,7 @@ impl<'a> Writer<'a> {
     }
 
     fn io(&self, what: &str, file: usize, error: &io::Error) -> Error {
-        Error::io(what, &self.work.output.shown(&self.wanted[file].path), error)
+        Error::io(what, &self.work.output.shown(&self.work.name(self.items[file])), error)
     }
 
     fn look_at_wal(&mut self, bytes: &[u8]) {
@@ -117,7 +124,8 @@ impl<'a> Writer<'a> {
         let Some(open) = &mut self.open else { return Ok(()) };
         if let Some(output) = &open.output {
             write(&**output, open.position).map_err(|error| {
-                Error::io("write to file", &self.work.output.shown(&self.wanted[open.file].path), &error)
+                let name = self.work.name(self.items[open.file]);
+                Error::io("write to file", &self.work.output.shown(&name), &error)
             })?;
         }
         open.position += length as u64;
@@ -151,7 +159,7 @@ impl<'a> Writer<'a> {
         if begin == end {
             return Ok(());
         }
-        let zeroed = checksum_of_zeroes(self.work.algorithm, end - begin);
+        let zeroed = checksum_filled_up(self.work.algorithm, &[], end - begin);
         if self.work.algorithm == ChecksumAlgorithm::Crc32c {
             let zeroed = combine_crcs(to_crc(&received.checksum), to_crc(&zeroed), end - begin);
             received.checksum = from_crc(zeroed);
@@ -168,11 +176,16 @@ impl Sink for Writer<'_> {
         let path = &self.wanted[file].path;
         let wal = self.check_of_wal(path, begin.size)?;
         let item = self.items[file];
+        let (name, place) = (self.work.name(item), self.places[file].as_ref());
+        // Of an increment, what is made of it.
+        let (size, start, length) = match place {
+            Some(place) => (place.size, place.start, begin.length + place.header.len() as u64),
+            None => (begin.size, begin.offset, begin.length),
+        };
         let in_parts = item.part.is_some_and(|part| !part.is_all());
         let mut collected = None;
         let output = if self.is_collected(item, wal.is_some()) {
-            let spool = || self.work.output.spool();
-            let content = Collected::new(begin.offset, begin.length, spool);
+            let content = Collected::new(start, length, || self.work.output.spool());
             let content = content.map_err(|error| self.io("create temporary file for", file, &error))?;
             let content = Arc::new(content);
             collected = Some(Arc::clone(&content));
@@ -181,18 +194,15 @@ impl Sink for Writer<'_> {
             None
         } else {
             let attributes = Attributes { mode: begin.mode, mtime: begin.mtime };
-            self.work.output.begin(&piece(path, item.part, begin.size, attributes))?
+            self.work.output.begin(&piece(&name, item.part, size, attributes))?
         };
-        self.open = Some(Open {
-            file,
-            output,
-            collected,
-            position: begin.offset,
-            received: 0,
-            told: begin.offset,
-            wal,
-        });
-        Ok(())
+        self.open = Some(Open { file, output, collected, position: start, received: 0, told: start, wal });
+        match place {
+            Some(place) if !place.header.is_empty() => {
+                self.write(place.header.len(), |output, position| output.write(&place.header, position))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
@@ -255,10 +265,11 @@ pub fn piece(path: &BackupPath, part: Option<Part>, size: u64, attributes: Attri
     Piece { path, size, part, attributes }
 }
 
-/// The checksum of a file of zeroes.
-pub fn checksum_of_zeroes(algorithm: ChecksumAlgorithm, size: u64) -> Vec<u8> {
+/// The checksum of a file that begins so and has zeroes from there to its end.
+pub fn checksum_filled_up(algorithm: ChecksumAlgorithm, head: &[u8], size: u64) -> Vec<u8> {
     let mut checksum = Checksum::new(algorithm);
-    let mut left = size;
+    checksum.update(head);
+    let mut left = size - head.len() as u64;
     while left > 0 {
         let count = usize::try_from(left).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
         checksum.update(&ZEROES[..count]);

@@ -90,6 +90,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
         compress,
         // Between 1 and MAX_JOBS.
         jobs: usize::try_from(jobs).unwrap_or(1),
+        incremental: raw.incremental.map(PathBuf::from),
         tablespaces,
         checkpoint,
         label: raw.label.map_or_else(|| format!("{PROGRAM} base backup").into_bytes(), OsStringExt::into_vec),

@@ -31,6 +31,8 @@ pub struct Options {
     pub format: Format,
     /// How it is compressed, and where.
     pub compress: Compress,
+    /// The manifest of the backup that this one is to go on from, if it is to have only what has changed since.
+    pub incremental: Option<PathBuf>,
     /// Connections that carry files.
     pub jobs: usize,
     /// Where tablespaces go instead.
@@ -278,6 +280,8 @@ mod tests {
             "1M",
             "-R",
             "-T/a=/b",
+            "-i",
+            "/old/backup_manifest",
             "--tablespace-mapping=/c=/d",
             "--waldir=/w/",
             "-Xs",
@@ -313,6 +317,7 @@ mod tests {
         assert_eq!(options.jobs, 8);
         assert_eq!(options.max_rate, Some(1024));
         assert_eq!(options.waldir.unwrap().as_os_str(), "/w");
+        assert_eq!(options.incremental.unwrap().as_os_str(), "/old/backup_manifest");
         assert_eq!(options.label, b"-label");
         assert_eq!(options.sync, Sync::None);
         assert_eq!(

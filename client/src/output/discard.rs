@@ -46,7 +46,7 @@ impl Output for Discard {
         Ok(())
     }
 
-    fn vanished(&self, _: &BackupPath) -> Result<Option<Remains>> {
+    fn vanished(&self, _: &BackupPath, _: &[u8]) -> Result<Option<Remains>> {
         Ok(None)
     }
 

@@ -109,8 +109,8 @@ pub trait Output: Send + Sync {
     }
 
     /// A file is no more on the server, whatever of it came before. What has to stay of it, if something
-    /// has to, is zeroes.
-    fn vanished(&self, path: &BackupPath) -> Result<Option<Remains>>;
+    /// has to, is `head` and zeroes behind it.
+    fn vanished(&self, path: &BackupPath, head: &[u8]) -> Result<Option<Remains>>;
 
     /// What a file is called in a message about it.
     fn shown(&self, path: &BackupPath) -> PathBuf;
@@ -198,10 +198,10 @@ pub enum Intake {
     Ordered,
 }
 
-/// What stays of a file that has vanished: zeroes.
+/// What stays of a file that has vanished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Remains {
-    /// How many.
+    /// How many bytes.
     pub size: u64,
     /// Of the file when it was there.
     pub attributes: Attributes,

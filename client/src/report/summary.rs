@@ -46,6 +46,8 @@ pub struct Facts {
     pub wal_ranges: Vec<WalRange>,
     /// Pages with wrong checksums that the server has found.
     pub checksum_failures: u64,
+    /// Of an increment: bytes that were sent, and those of a full backup.
+    pub increment: Option<(u64, u64)>,
 }
 
 /// Where a report goes.
@@ -71,6 +73,8 @@ struct Summary {
     label: String,
     /// None if it was not reached.
     server: Option<Server>,
+    /// None for a full backup, and where it did not come that far.
+    increment: Option<Increment>,
     bytes: u64,
     files: u64,
     mb_per_second: f64,
@@ -89,6 +93,12 @@ struct Server {
     /// Text, for it has more digits than all programs read of a number.
     system_identifier: String,
     way: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Increment {
+    sent_bytes: u64,
+    cluster_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -243,6 +253,9 @@ impl Summary {
                 system_identifier: facts.system_identifier.to_string(),
                 way: facts.way,
             }),
+            increment: facts
+                .increment
+                .map(|(sent_bytes, cluster_bytes)| Increment { sent_bytes, cluster_bytes }),
             bytes,
             files,
             mb_per_second: if fetched > 0.0 { round(bytes as f64 / MEGABYTE / fetched) } else { 0.0 },
@@ -361,6 +374,7 @@ mod tests {
             wal_ranges: vec![WalRange { timeline: 1, start: Lsn(0x200_0028), end: Lsn(0x200_0120) }],
             server_version: 180_000,
             system_identifier: u64::MAX,
+            increment: Some((10, 1000)),
             ..Facts::default()
         };
         destination.write(&options(&["-D", "x", "-j", "3"]), &counters, &facts, None).unwrap();
@@ -371,6 +385,7 @@ mod tests {
         );
         assert_eq!(value["wal"]["ranges"][0]["end"], "0/2000120");
         assert_eq!(value["wal"]["end_timeline"], 2);
+        assert_eq!(value["increment"]["cluster_bytes"], 1000);
         assert_eq!(value["connections"]["files"], 3);
         assert_eq!(value["server"]["system_identifier"], "18446744073709551615");
         assert!(value["limit"].is_string() && value["error"].is_null());

@@ -38,6 +38,17 @@ pub struct CopyData {
     length: usize,
 }
 
+/// What became of something that was to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// All of it was taken.
+    Done,
+    /// The socket takes no more at the moment.
+    Full,
+    /// The connection is lost.
+    Error,
+}
+
 /// What PQgetCopyData had to say.
 pub enum CopyRead {
     /// A message.
@@ -292,6 +303,43 @@ impl Pg {
         unsafe {
             pq_sys::PQputCopyData(self.raw.as_ptr(), data.as_ptr().cast(), length) > 0
                 && pq_sys::PQflush(self.raw.as_ptr()) == 0
+        }
+    }
+
+    /// Whether sending gives way where the socket is full, instead of waiting. False on failure.
+    pub fn set_nonblocking(&mut self, nonblocking: bool) -> bool {
+        // SAFETY: the connection is live.
+        unsafe { pq_sys::PQsetnonblocking(self.raw.as_ptr(), c_int::from(nonblocking)) == 0 }
+    }
+
+    /// Takes a CopyData message, without waiting. What is `Full` has not taken it.
+    pub fn offer_copy_data(&mut self, data: &[u8]) -> Sending {
+        let Ok(length) = c_int::try_from(data.len()) else { return Sending::Error };
+        // SAFETY: the connection is live, the slice has that length.
+        match unsafe { pq_sys::PQputCopyData(self.raw.as_ptr(), data.as_ptr().cast(), length) } {
+            1 => Sending::Done,
+            0 => Sending::Full,
+            _ => Sending::Error,
+        }
+    }
+
+    /// Ends a copy, without waiting, likewise.
+    pub fn offer_copy_end(&mut self) -> Sending {
+        // SAFETY: the connection is live; NULL means that no error is to be forced.
+        match unsafe { pq_sys::PQputCopyEnd(self.raw.as_ptr(), std::ptr::null()) } {
+            1 => Sending::Done,
+            0 => Sending::Full,
+            _ => Sending::Error,
+        }
+    }
+
+    /// Sends what was taken, without waiting. What is `Full` has not sent all.
+    pub fn flush(&mut self) -> Sending {
+        // SAFETY: the connection is live.
+        match unsafe { pq_sys::PQflush(self.raw.as_ptr()) } {
+            0 => Sending::Done,
+            1 => Sending::Full,
+            _ => Sending::Error,
         }
     }
 

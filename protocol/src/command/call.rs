@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::grammar::{parenthesized, pid_list, quote};
-use super::{Checkpoint, Command, FileRequest, Range};
+use super::{Checkpoint, Command, Extent, FileRequest, Range};
 use crate::compression::Method;
 use crate::frame::Compression;
 use crate::id::BackupId;
@@ -26,6 +26,7 @@ impl Command {
                 arguments.bare("progress", start.progress.then_some(true));
                 arguments.bare("verify_checksums", (!start.verify_checksums).then_some(false));
                 arguments.bare("max_rate", start.max_rate);
+                arguments.bare("incremental", start.incremental.then_some(true));
             }
             Self::SendFileList(list) => {
                 arguments.backup_id(list.backup_id);
@@ -94,16 +95,26 @@ impl ArgumentList {
         self.add("files", &[b"ARRAY[", &paths.join(&b", "[..])[..], b"]::pg_catalog.text[]"].concat());
         self.numbers("offsets", files, |range| Some(range.offset));
         self.numbers("lengths", files, |range| range.length);
+        self.list("blocks", files, |extent| match extent {
+            // In quotes: the text of an array has none of its own for what is empty or has commas.
+            Extent::Blocks(blocks) => Some(format!("\"{blocks}\"")),
+            Extent::Whole | Extent::Range(_) => None,
+        });
     }
 
     /// A number for each file, NULL where there is none; nothing at all where no file has one.
     fn numbers(&mut self, name: &str, files: &[FileRequest], number: impl Fn(Range) -> Option<u64>) {
-        let numbers: Vec<_> = files.iter().map(|file| file.range.and_then(&number)).collect();
-        if numbers.iter().any(Option::is_some) {
-            let list: Vec<_> = numbers
-                .iter()
-                .map(|number| number.map_or_else(|| "NULL".to_owned(), |number| number.to_string()))
-                .collect();
+        self.list(name, files, |extent| match extent {
+            Extent::Range(range) => number(*range).map(|number| number.to_string()),
+            Extent::Whole | Extent::Blocks(_) => None,
+        });
+    }
+
+    /// The same for any element of an array.
+    fn list(&mut self, name: &str, files: &[FileRequest], element: impl Fn(&Extent) -> Option<String>) {
+        let elements: Vec<_> = files.iter().map(|file| element(&file.extent)).collect();
+        if elements.iter().any(Option::is_some) {
+            let list: Vec<_> = elements.iter().map(|element| element.as_deref().unwrap_or("NULL")).collect();
             self.add(name, format!("'{{{}}}'", list.join(",")).as_bytes());
         }
     }

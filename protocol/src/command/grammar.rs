@@ -1,8 +1,6 @@
 //! Commands as text of the replication grammar.
 
-use std::fmt::Write;
-
-use super::{Checkpoint, Command, FileRequest};
+use super::{Checkpoint, Command, Extent, FileRequest};
 use crate::compression::Method;
 use crate::frame::Compression;
 use crate::id::BackupId;
@@ -28,6 +26,9 @@ impl Command {
                 }
                 if let Some(rate) = start.max_rate {
                     options.bare(&format!("MAX_RATE {rate}"));
+                }
+                if start.incremental {
+                    options.bare("INCREMENTAL");
                 }
             }
             Self::SendFileList(list) => {
@@ -83,15 +84,15 @@ impl Command {
 impl FileRequest {
     fn to_bytes(&self) -> Vec<u8> {
         let mut text = quote(self.path.encoded().as_bytes());
-        if let Some(range) = self.range {
-            let mut clause = format!(" (OFFSET '{}'", range.offset);
-            if let Some(length) = range.length {
-                // Writing to a String cannot fail.
-                let _ = write!(clause, ", LENGTH '{length}'");
-            }
-            text.extend_from_slice(clause.as_bytes());
-            text.push(b')');
-        }
+        let clause = match &self.extent {
+            Extent::Whole => String::new(),
+            Extent::Range(range) => match range.length {
+                None => format!(" (OFFSET '{}')", range.offset),
+                Some(length) => format!(" (OFFSET '{}', LENGTH '{length}')", range.offset),
+            },
+            Extent::Blocks(blocks) => format!(" (BLOCKS '{blocks}')"),
+        };
+        text.extend_from_slice(clause.as_bytes());
         text
     }
 }

@@ -4,15 +4,19 @@
 mod call;
 mod grammar;
 mod parse;
+mod upload;
 
 use std::fmt;
 
 use crate::MAX_FILES_PER_COMMAND;
+use crate::blocks::{BlockList, MAX_BLOCK_LISTS};
 use crate::checksum::ChecksumAlgorithm;
 use crate::compression::{SpecificationError, WireCompression};
 use crate::id::BackupId;
 use crate::path::{BackupPath, PathError};
 use crate::sqlstate::SqlState;
+
+pub use upload::{MANIFEST_PIECE, ManifestPiece};
 
 /// MAX_RATE's bounds in kB/s: BASE_BACKUP's (`MAX_RATE_LOWER` and `MAX_RATE_UPPER`).
 pub const MAX_RATE_RANGE: std::ops::RangeInclusive<i64> = 32..=1_048_576;
@@ -77,6 +81,8 @@ pub struct StartBackup {
     pub verify_checksums: bool,
     /// One rate for all connections, in kB/s (1,024 bytes).
     pub max_rate: Option<u32>,
+    /// Only what has changed since the backup whose manifest was uploaded.
+    pub incremental: bool,
 }
 
 impl Default for StartBackup {
@@ -87,6 +93,7 @@ impl Default for StartBackup {
             progress: false,
             verify_checksums: true,
             max_rate: None,
+            incremental: false,
         }
     }
 }
@@ -129,8 +136,20 @@ pub struct SendFilesContent {
 pub struct FileRequest {
     /// Which.
     pub path: BackupPath,
-    /// Which part of it; all of it if none is named.
-    pub range: Option<Range>,
+    /// What of it.
+    pub extent: Extent,
+}
+
+/// What of a file is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Extent {
+    /// All of it.
+    #[default]
+    Whole,
+    /// A range.
+    Range(Range),
+    /// Some blocks.
+    Blocks(BlockList),
 }
 
 /// A range of a file, in bytes.
@@ -256,6 +275,12 @@ pub enum CommandError {
     /// More files than one command may ask for.
     #[error("cannot send more than {MAX_FILES_PER_COMMAND} files in one command")]
     TooManyFiles,
+    /// Longer lists of blocks than one command may have.
+    #[error("lists of blocks in one command cannot have more than {MAX_BLOCK_LISTS} bytes together")]
+    BlockListsTooLong,
+    /// BLOCKS with OFFSET or LENGTH.
+    #[error("blocks cannot be combined with offset or length")]
+    BlocksAndRange,
     /// SEND_FILES_CONTENT without a file.
     #[error("no file was asked for")]
     NoFiles,
@@ -272,6 +297,7 @@ impl CommandError {
             | Self::UnknownWord { .. }
             | Self::NoCompression(_)
             | Self::LevelTwice
+            | Self::BlocksAndRange
             | Self::NoFiles => SqlState::SYNTAX_ERROR,
             Self::MaxRate { .. } => SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
             Self::OutOfRange { .. } => SqlState::INVALID_PARAMETER_VALUE,
@@ -290,7 +316,7 @@ impl CommandError {
             },
             Self::Path { .. } => SqlState::INVALID_NAME,
             Self::UnknownBackup(_) => SqlState::UNDEFINED_OBJECT,
-            Self::TooManyFiles => SqlState::PROGRAM_LIMIT_EXCEEDED,
+            Self::TooManyFiles | Self::BlockListsTooLong => SqlState::PROGRAM_LIMIT_EXCEEDED,
         }
     }
 }
@@ -310,7 +336,7 @@ impl Command {
 impl FileRequest {
     /// All of a file.
     pub fn whole(path: BackupPath) -> Self {
-        Self { path, range: None }
+        Self { path, extent: Extent::Whole }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::MAX_RATE_RANGE;
 use super::{
-    Checkpoint, Command, CommandError, CommandKind, FileRequest, Range, RawFile, RawOption, RawValue,
+    Checkpoint, Command, CommandError, CommandKind, Extent, FileRequest, Range, RawFile, RawOption, RawValue,
     SendFileList, SendFilesContent, StartBackup, StopBackup,
 };
 use crate::MAX_FILES_PER_COMMAND;
+use crate::blocks::{BlockList, MAX_BLOCK_LISTS};
 use crate::compression::{Method, Specification, WireCompression};
 use crate::id::BackupId;
 use crate::path::{BackupPath, encode};
@@ -50,6 +51,7 @@ fn parse_start_backup(mut options: Options) -> Result<StartBackup, CommandError>
                     return Err(CommandError::MaxRate { value: rate });
                 }
             }
+            b"incremental" => command.incremental = value.boolean("incremental")?,
             _ => return Err(options.unknown(&name)),
         }
     }
@@ -98,7 +100,8 @@ fn parse_send_files_content(
         }
     }
     command.compression = compression.check()?;
-    command.files = files.into_iter().map(parse_file).collect::<Result<_, _>>()?;
+    let mut lists = 0;
+    command.files = files.into_iter().map(|file| parse_file(file, &mut lists)).collect::<Result<_, _>>()?;
     Ok(command)
 }
 
@@ -149,24 +152,42 @@ fn encode_words(text: &[u8]) -> String {
     }
 }
 
-fn parse_file(file: RawFile) -> Result<FileRequest, CommandError> {
+/// `lists` is how many bytes the lists of blocks have so far.
+fn parse_file(file: RawFile, lists: &mut usize) -> Result<FileRequest, CommandError> {
     let path = BackupPath::parse(&file.path)
         .map_err(|source| CommandError::Path { path: encode(&file.path), source })?;
     let mut offset = None;
     let mut length = None;
+    let mut blocks = None;
     let mut options = Options::new(CommandKind::SendFilesContent, file.options);
     while let Some((name, value)) = options.next()? {
         match &*name {
             b"offset" => offset = Some(value.size("offset")?),
             b"length" => length = Some(value.size("length")?),
+            b"blocks" => {
+                let text = value.text("blocks")?;
+                *lists += text.len();
+                if *lists > MAX_BLOCK_LISTS {
+                    return Err(CommandError::BlockListsTooLong);
+                }
+                blocks = Some(BlockList::parse(&text).map_err(|_| CommandError::WrongKind {
+                    option: "blocks",
+                    wanted: "a list of ascending block numbers",
+                })?);
+            }
             _ => return Err(options.unknown(&name)),
         }
     }
-    match (offset, length) {
-        (None, Some(_)) => Err(CommandError::WrongKind { option: "length", wanted: "an offset" }),
-        (Some(offset), length) => Ok(FileRequest { path, range: Some(Range { offset, length }) }),
-        (None, None) => Ok(FileRequest::whole(path)),
-    }
+    let extent = match (blocks, offset, length) {
+        (None, None, None) => Extent::Whole,
+        (None, Some(offset), length) => Extent::Range(Range { offset, length }),
+        (None, None, Some(_)) => {
+            return Err(CommandError::WrongKind { option: "length", wanted: "an offset" });
+        }
+        (Some(blocks), None, None) => Extent::Blocks(blocks),
+        (Some(_), _, _) => return Err(CommandError::BlocksAndRange),
+    };
+    Ok(FileRequest { path, extent })
 }
 
 fn parse_stop_backup(mut options: Options) -> Result<StopBackup, CommandError> {

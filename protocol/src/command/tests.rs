@@ -69,6 +69,7 @@ fn all_options_of_start_backup() {
         flag("progress"),
         word("verify_checksums", "off"),
         number("max_rate", 32),
+        flag("incremental"),
     ]);
     assert_eq!(
         command,
@@ -78,6 +79,7 @@ fn all_options_of_start_backup() {
             progress: true,
             verify_checksums: false,
             max_rate: Some(32),
+            incremental: true,
         })
     );
 }
@@ -117,13 +119,26 @@ fn files_and_ranges() {
             file("base/5/1", vec![]),
             file("base/5/2", vec![word("offset", "8192")]),
             file("base/5/3", vec![number("offset", 0), word("length", "17179869184")]),
+            file("base/5/4", vec![word("blocks", "0-3,7")]),
+            file("base/5/5", vec![word("blocks", "")]),
+            file("base/5/6", vec![number("blocks", 7)]),
         ],
         vec![word("backup_id", ID), word("file_checksum", "sha256"), word("compression", "lz4")],
     )
     .unwrap();
-    assert_eq!(command.files[0].range, None);
-    assert_eq!(command.files[1].range, Some(Range { offset: 8192, length: None }));
-    assert_eq!(command.files[2].range, Some(Range { offset: 0, length: Some(1 << 34) }));
+    let extents: Vec<_> = command.files.into_iter().map(|file| file.extent).collect();
+    let blocks = |text: &str| Extent::Blocks(BlockList::parse(text.as_bytes()).unwrap());
+    assert_eq!(
+        extents,
+        [
+            Extent::Whole,
+            Extent::Range(Range { offset: 8192, length: None }),
+            Extent::Range(Range { offset: 0, length: Some(1 << 34) }),
+            blocks("0-3,7"),
+            blocks(""),
+            blocks("7"),
+        ]
+    );
     assert_eq!(command.file_checksum, ChecksumAlgorithm::Sha256);
     assert_eq!(command.compression.algorithm, Compression::Lz4);
 }
@@ -143,11 +158,35 @@ fn refusals_of_files() {
         SqlState::INVALID_PARAMETER_VALUE
     );
     assert_eq!(code(vec![file("a", vec![word("length", "1")])], vec![]), SqlState::SYNTAX_ERROR);
+    for options in [
+        vec![flag("blocks")],
+        vec![word("blocks", "3-1")],
+        vec![word("blocks", "1"), word("offset", "0")],
+        vec![word("length", "0"), word("blocks", "1")],
+        vec![word("blocks", "1"), word("blocks", "2")],
+    ] {
+        assert_eq!(code(vec![file("a", options)], vec![]), SqlState::SYNTAX_ERROR);
+    }
+    let long = |bytes: usize| file("a", vec![word("blocks", &"1".repeat(bytes))]);
+    assert_eq!(code(vec![long(MAX_BLOCK_LISTS)], vec![]), SqlState::SYNTAX_ERROR);
+    assert_eq!(code(vec![long(MAX_BLOCK_LISTS + 1)], vec![]), SqlState::PROGRAM_LIMIT_EXCEEDED);
+    // That of all lists together.
+    let list = (0..150_000).map(|block| block.to_string()).collect::<Vec<_>>().join(",");
+    let one = || file("a", vec![word("blocks", &list)]);
+    assert!(content(vec![one()], vec![]).is_ok());
+    assert_eq!(code(vec![one(), one()], vec![]), SqlState::PROGRAM_LIMIT_EXCEEDED);
     assert_eq!(code(vec![file("a", vec![])], vec![word("backup_id", "x")]), SqlState::UNDEFINED_OBJECT);
     assert_eq!(code(vec![file("a", vec![])], vec![word("file_checksum", "md5")]), SqlState::SYNTAX_ERROR);
     let many = |n| (0..n).map(|i| file(&format!("f{i}"), vec![])).collect::<Vec<_>>();
     assert_eq!(content(many(1024), vec![]).unwrap().files.len(), 1024);
     assert_eq!(code(many(1025), vec![]), SqlState::PROGRAM_LIMIT_EXCEEDED);
+}
+
+fn blocks(path: &str, list: &str) -> FileRequest {
+    FileRequest {
+        path: BackupPath::parse(path.as_bytes()).unwrap(),
+        extent: Extent::Blocks(BlockList::parse(list.as_bytes()).unwrap()),
+    }
 }
 
 #[test]
@@ -253,8 +292,10 @@ fn text_of_the_commands() {
                 progress: true,
                 verify_checksums: false,
                 max_rate: Some(1024),
+                incremental: true,
             }),
-            "START_BACKUP (LABEL 'l', CHECKPOINT 'fast', PROGRESS, VERIFY_CHECKSUMS false, MAX_RATE 1024)",
+            "START_BACKUP (LABEL 'l', CHECKPOINT 'fast', PROGRESS, VERIFY_CHECKSUMS false, MAX_RATE 1024, \
+             INCREMENTAL)",
         ),
         (Command::SendFileList(SendFileList::default()), "SEND_FILE_LIST"),
         (
@@ -263,12 +304,14 @@ fn text_of_the_commands() {
                     FileRequest::whole(path("base/5/it's%20me")),
                     FileRequest {
                         path: path("base/5/1"),
-                        range: Some(Range { offset: 8192, length: Some(8192) }),
+                        extent: Extent::Range(Range { offset: 8192, length: Some(8192) }),
                     },
+                    blocks("base/5/2", "0-3,7"),
                 ],
                 ..SendFilesContent::default()
             }),
-            "SEND_FILES_CONTENT ('base/5/it''s%20me', 'base/5/1' (OFFSET '8192', LENGTH '8192'))",
+            "SEND_FILES_CONTENT ('base/5/it''s%20me', 'base/5/1' (OFFSET '8192', LENGTH '8192'), \
+             'base/5/2' (BLOCKS '0-3,7'))",
         ),
         (
             Command::SendFilesContent(SendFilesContent {
@@ -314,9 +357,10 @@ fn calls_of_the_procedures() {
                 progress: true,
                 verify_checksums: false,
                 max_rate: Some(1024),
+                incremental: true,
             }),
             "CALL parallel_backup.start_backup(label => 'l', checkpoint => 'fast', progress => true, \
-             verify_checksums => false, max_rate => 1024)",
+             verify_checksums => false, max_rate => 1024, incremental => true)",
         ),
         (Command::SendFileList(SendFileList::default()), "CALL parallel_backup.send_file_list()"),
         (
@@ -325,14 +369,20 @@ fn calls_of_the_procedures() {
                     FileRequest::whole(path("base/5/it's%20me")),
                     FileRequest {
                         path: path("base/5/1"),
-                        range: Some(Range { offset: 8192, length: Some(16384) }),
+                        extent: Extent::Range(Range { offset: 8192, length: Some(16384) }),
                     },
-                    FileRequest { path: path("base/5/2"), range: Some(Range { offset: 0, length: None }) },
+                    FileRequest {
+                        path: path("base/5/2"),
+                        extent: Extent::Range(Range { offset: 0, length: None }),
+                    },
+                    blocks("base/5/3", "0-3,7"),
+                    blocks("base/5/4", ""),
                 ],
                 ..SendFilesContent::default()
             }),
             "CALL parallel_backup.send_files_content(files => ARRAY['base/5/it''s%20me', 'base/5/1', \
-             'base/5/2']::pg_catalog.text[], offsets => '{NULL,8192,0}', lengths => '{NULL,16384,NULL}')",
+             'base/5/2', 'base/5/3', 'base/5/4']::pg_catalog.text[], offsets => '{NULL,8192,0,NULL,NULL}', \
+             lengths => '{NULL,16384,NULL,NULL,NULL}', blocks => '{NULL,NULL,NULL,\"0-3,7\",\"\"}')",
         ),
         (
             Command::SendFilesContent(SendFilesContent {
@@ -361,4 +411,16 @@ fn calls_of_the_procedures() {
     for (command, text) in cases {
         assert_eq!(String::from_utf8(command.to_call()).unwrap(), text);
     }
+}
+
+#[test]
+fn calls_of_the_upload() {
+    let call = |offset, bytes: &[u8], is_last| {
+        String::from_utf8(ManifestPiece { offset, bytes, is_last }.to_call()).unwrap()
+    };
+    assert_eq!(call(0, b"{ \"", false), r"CALL parallel_backup.upload_manifest(piece => '\x7b2022')");
+    assert_eq!(
+        call(1 << 33, b"", true),
+        r"CALL parallel_backup.upload_manifest(piece => '\x', piece_offset => 8589934592, is_last => true)"
+    );
 }

@@ -15,6 +15,9 @@ our @EXPORT_OK = qw(call_of);
 my %is_text = map { $_ => 1 } qw(label checkpoint backup_id file_checksum compression compression_detail
 	terminate_transfers);
 
+# What of a file is asked for, and the argument that says so for all files.
+my %argument_of = (OFFSET => 'offsets', LENGTH => 'lengths', BLOCKS => 'blocks');
+
 # The CALL that asks for what a command asks for.  What is none of the four
 # commands comes back as it is.
 sub call_of
@@ -59,14 +62,14 @@ sub _files
 	my (@paths, %range);
 
 	$$text =~ /\G\s*\(/gc or croak 'no files';
-	while ($$text =~ /\G\s*('(?:[^']|'')*')/gc)
+	while ($$text =~ /\G\s*('[^']*(?:''[^']*)*')/gc)
 	{
 		push @paths, $1;
 		for my $option (_list($text))
 		{
 			croak "$option->[0] of a file cannot be said in a call"
-			  if $option->[0] !~ /^(?:OFFSET|LENGTH)\z/ || !defined $option->[1];
-			$range{ lc $option->[0] }[$#paths] = $option->[1];
+			  if $option->[0] !~ /^(?:OFFSET|LENGTH|BLOCKS)\z/ || !defined $option->[1];
+			$range{ $argument_of{ $option->[0] } }[$#paths] = $option->[1];
 		}
 		last unless $$text =~ /\G\s*,/gc;
 	}
@@ -75,7 +78,7 @@ sub _files
 		'files => ARRAY[' . join(', ', @paths) . ']::text[]',
 		map {
 			my $values = $range{$_};
-			"${_}s => ARRAY[" . join(', ', map { $values->[$_] // 'NULL' } 0 .. $#paths) . ']::int8[]'
+			"$_ => ARRAY[" . join(', ', map { $values->[$_] // 'NULL' } 0 .. $#paths) . ($_ eq 'blocks' ? ']::text[]' : ']::int8[]')
 		} sort { $b cmp $a } keys %range);
 }
 
@@ -86,7 +89,7 @@ sub _list
 	my @list;
 
 	return () unless $$text =~ /\G\s*\(/gc;
-	while ($$text =~ /\G\s*(\w+)(?:\s+('(?:[^']|'')*'|\w+))?/gc)
+	while ($$text =~ /\G\s*(\w+)(?:\s+('[^']*(?:''[^']*)*'|\w+))?/gc)
 	{
 		push @list, [ $1, $2 ];
 		last unless $$text =~ /\G\s*,/gc;

@@ -109,6 +109,18 @@ sub send_message
 	return $self->_write($type . pack('N', length($body) + 4) . $body);
 }
 
+# Sends a command that takes data, and the data; the reply, as of query().
+sub copy_in
+{
+	my ($self, $sql, $data) = @_;
+
+	$self->send_query($sql);
+	$self->read_until(sub { $_[0]->{type} eq 'G' }) or return $self->reply;
+	$self->send_message('d', substr($data, $_ * 65536, 65536)) for 0 .. (length($data) - 1) / 65536;
+	$self->send_message('c', '');
+	return $self->finish;
+}
+
 # The reply being read.
 sub reply { return $_[0]->{reply} }
 

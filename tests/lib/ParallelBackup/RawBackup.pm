@@ -14,6 +14,7 @@ use IO::Select;
 use POSIX ();
 use ParallelBackup::Connection;
 use ParallelBackup::Frame qw(encode_path);
+use ParallelBackup::Increment;
 use ParallelBackup::Test;
 use ParallelBackup::Transfer;
 
@@ -34,6 +35,7 @@ use constant RANGE_BYTES => 4 * 1024 * 1024;
 # stop          options of STOP_BACKUP
 # tablespaces   oid => directory of the copy's tablespace
 # wal           0: do not fetch WAL
+# prior         text of the manifest that it is an increment to
 # after_start, after_list, before_stop   called with the state
 sub raw_backup
 {
@@ -51,8 +53,13 @@ sub raw_backup
 		bytes => 0
 	};
 
+	if (defined $params{prior})
+	{
+		my $error = upload_manifest($coordinator, $params{prior})->{error};
+		croak "the manifest was refused: $error->{message}" if $error;
+	}
 	my $start = $state->{start} =
-	  start_backup($coordinator, %{ $params{start} || {} });
+	  start_backup($coordinator, %{ $params{start} || {} }, defined $params{prior} ? (INCREMENTAL => 'true') : ());
 	my @id = (BACKUP_ID => $start->{backup_id});
 	$params{after_start}->($state) if $params{after_start};
 
@@ -83,6 +90,7 @@ sub raw_backup
 	# Relation files of some size in ranges, the rest in batches, large ones first.
 	my @queue;
 	my ($batch, $batch_bytes) = ([], 0);
+	$state->{increments} = { map { $_->{path} => $_ } grep { defined $_->{blocks} } @list };
 	for my $file (sort { $b->{size} <=> $a->{size} || $a->{path} cmp $b->{path} }
 		grep { $_->{type} eq 'f' } @list)
 	{
@@ -92,7 +100,7 @@ sub raw_backup
 			push @queue, $batch;
 			($batch, $batch_bytes) = ([], 0);
 		}
-		push @$batch, $file->{path};
+		push @$batch, defined $file->{blocks} ? $file : $file->{path};
 		$batch_bytes += $file->{size};
 	}
 	push @queue, $batch if @$batch;
@@ -221,27 +229,36 @@ sub _writer
 		begin => sub {
 			my ($file) = @_;
 			# Without FILE_CHECKSUM the end frame has nothing to compare with.
-			my $path = "$state->{directory}/$file->{path}";
+			my $increment = $state->{increments}{ $file->{path} };
+			$file->{name} = $increment ? increment_path($file->{path}) : $file->{path};
+			my $path = "$state->{directory}/$file->{name}";
 			open $file->{handle}, '>:raw', $path
 			  or croak "could not create \"$path\": $!";
 			chmod($file->{mode}, $path);
+			return if !$increment;
+			my $header = $file->{header} =
+			  increment_header($increment->{blocks}, $increment->{truncation_block_length});
+			# The digest of the manifest is of all of it, that of the end frame of what was sent.
+			$file->{whole} = Digest::SHA->new(256)->add($header);
+			print { $file->{handle} } $header;
 		},
 		data_sink => sub {
 			my ($file, $bytes) = @_;
 			print { $file->{handle} } $bytes;
+			$file->{whole}->add($bytes) if $file->{whole};
 		},
 		end => sub {
 			my ($file) = @_;
 			close(delete $file->{handle}) or croak "could not write: $!";
 			utime($file->{mtime}, $file->{mtime},
-				"$state->{directory}/$file->{path}");
+				"$state->{directory}/$file->{name}");
 			$state->{failures} += $file->{failures};
 			$state->{files}++;
 			$state->{bytes} += $file->{length};
-			$state->{manifest}{ $file->{path} } = {
-				size => $file->{length},
+			$state->{manifest}{ $file->{name} } = {
+				size => $file->{length} + length($file->{header} // ''),
 				mtime => $file->{mtime},
-				digest => unpack('H*', $file->{digest})
+				digest => unpack('H*', $file->{whole} ? $file->{whole}->digest : $file->{digest})
 			};
 		},
 		vanish => sub { push @{ $state->{vanished} }, $_[0]{path} });

@@ -27,7 +27,7 @@ our @EXPORT = qw(
 	checked_results
   server_major wal_directories stock_server
   parallel_node connection sql_connection may_back_up start_copy
-  start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash tag_of
+  upload_manifest start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash tag_of
   query_ok is_error is_report still_works sending
   file_tree compare_trees write_file make_file
   encode_path decode_path quote_literal
@@ -290,6 +290,27 @@ sub tag_of
 	return $conn->calls ? 'CALL' : $command;
 }
 
+# Uploads the manifest of a prior backup, by whichever way the connection has; the last reply.
+#
+# piece   bytes in one call
+sub upload_manifest
+{
+	my ($conn, $manifest, %params) = @_;
+	my $size = $params{piece} // 4096;
+
+	return $conn->copy_in('UPLOAD_MANIFEST', $manifest) if !$conn->calls;
+	my $at = 0;
+	while (1)
+	{
+		my $piece = substr($manifest, $at, $size);
+		my $is_last = $at + $size >= length($manifest);
+		my $reply = $conn->query('CALL parallel_backup.upload_manifest('
+			  . "'\\x" . unpack('H*', $piece) . "', $at, " . ($is_last ? 'true' : 'false') . ')');
+		return $reply if $reply->{error} || $is_last;
+		$at += $size;
+	}
+}
+
 # START_BACKUP with a fast checkpoint; the reply's results in one hash, with the
 # reply itself under "reply".
 sub start_backup
@@ -307,7 +328,8 @@ sub start_backup
 	};
 }
 
-# SEND_FILE_LIST; a list of { path (bytes), name (as sent), type, size, mtime, mode }.
+# SEND_FILE_LIST; a list of { path (bytes), name (as sent), type, size, mtime, mode }, and in an
+# incremental backup { blocks, truncation_block_length }.
 sub list_files
 {
 	my ($conn, %options) = @_;
@@ -320,13 +342,14 @@ sub list_files
 			type => $_->[1],
 			size => $_->[2],
 			mtime => $_->[3],
-			mode => $_->[4]
+			mode => $_->[4],
+			@$_ > 5 ? (blocks => $_->[5], truncation_block_length => $_->[6]) : ()
 		}
 	} map { @{ $_->{rows} } } checked_results($reply);
 }
 
-# The text of SEND_FILES_CONTENT for raw paths; a path may be [path, offset] or
-# [path, offset, length].
+# The text of SEND_FILES_CONTENT for raw paths; a path may be [path, offset],
+# [path, offset, length] or { path, blocks }.
 sub send_files_sql
 {
 	my ($files, %options) = @_;
@@ -334,8 +357,9 @@ sub send_files_sql
 
 	for my $file (@$files)
 	{
-		my ($path, $offset, $length) = ref $file ? @$file : ($file);
+		my ($path, $offset, $length) = ref $file eq 'ARRAY' ? @$file : ref $file ? $file->{path} : ($file);
 		my @range;
+		push @range, "BLOCKS '$file->{blocks}'" if ref $file eq 'HASH' && defined $file->{blocks};
 		push @range, "OFFSET '$offset'" if defined $offset;
 		push @range, "LENGTH '$length'" if defined $length;
 		push @files, quote_literal(encode_path($path)) . (@range ? ' (' . join(', ', @range) . ')' : '');

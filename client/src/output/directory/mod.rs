@@ -169,7 +169,7 @@ impl Output for Directory<'_> {
         self.target.set_mode(path, attributes.mode)
     }
 
-    fn vanished(&self, path: &BackupPath) -> Result<Option<Remains>> {
+    fn vanished(&self, path: &BackupPath, _: &[u8]) -> Result<Option<Remains>> {
         self.shared().remove(path);
         // An earlier try may have written some of it.
         self.target.remove(path).map(|()| None)
@@ -303,7 +303,7 @@ mod tests {
             assert_eq!(fs::metadata(root.join("f")).unwrap().permissions().mode() & 0o7777, 0o640);
 
             directory.begin(&piece(0)).unwrap().unwrap().write_pieces(&[IoSlice::new(b"x")], 0).unwrap();
-            directory.vanished(&path).unwrap();
+            directory.vanished(&path, &[]).unwrap();
             assert!(!root.join("f").exists() && directory.shared().is_empty());
         });
     }

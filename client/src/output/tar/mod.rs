@@ -321,13 +321,14 @@ impl Output for Tar<'_> {
         tempfile::tempfile_in(self.target.root())
     }
 
-    /// A file that has a place cannot be left out any more. All zeroes, it is what a serial backup may find
+    /// A file that has a place cannot be left out any more. All zeroes, if nothing else is wished for, it is what a serial backup may find
     /// that opens it before it goes: replay removes it, as it removes what was in it.
-    fn vanished(&self, path: &BackupPath) -> Result<Option<Remains>> {
+    fn vanished(&self, path: &BackupPath, head: &[u8]) -> Result<Option<Remains>> {
         let Some((place, attributes)) = self.places().remove(path) else { return Ok(None) };
         let (archive, name) = self.locate(path)?;
         let archive = archive.placed()?;
         archive.clear(&place)?;
+        place.write(head, 0).map_err(|error| Error::io("write to file", archive.path(), &error))?;
         archive.complete(&place, name, &attributes)?;
         Ok(Some(Remains { size: place.size(), attributes }))
     }
@@ -487,9 +488,9 @@ mod tests {
             tar.complete(&path, &ATTRIBUTES).unwrap();
 
             tar.begin(&piece(&gone, (0, 10_000))).unwrap().unwrap().write(&[1; 9000], 0).unwrap();
-            let remains = tar.vanished(&gone).unwrap();
+            let remains = tar.vanished(&gone, b"head").unwrap();
             assert_eq!(remains, Some(Remains { size: 10_000, attributes: ATTRIBUTES }));
-            assert_eq!(tar.vanished(&BackupPath::from_bytes("never").unwrap()).unwrap(), None);
+            assert_eq!(tar.vanished(&BackupPath::from_bytes("never").unwrap(), &[]).unwrap(), None);
 
             for (offset, byte) in [(8192, 6), (0, 5)] {
                 let length = if offset == 0 { 8192 } else { 1808 };
@@ -503,7 +504,7 @@ mod tests {
         let mut expected = [vec![2; 4000], vec![3; 6000]].concat();
         expected[5000] = 4;
         assert!(base["base/5/1"] == expected);
-        assert!(base["base/5/2"] == vec![0; 10_000]);
+        assert!(base["base/5/2"] == [&b"head"[..], &[0; 9996]].concat());
         assert!(base["base/5/3"] == [vec![5; 8192], vec![6; 1808]].concat());
         assert_eq!(base["between"], b"x");
     }

@@ -2,6 +2,7 @@
 
 mod connector;
 mod copy;
+mod copy_in;
 
 use std::cell::Cell;
 use std::ffi::CString;
