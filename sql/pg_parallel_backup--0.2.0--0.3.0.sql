@@ -58,7 +58,7 @@ BEGIN
     ALTER EXTENSION pg_parallel_backup ADD SCHEMA parallel_backup;
 END $$;
 
--- With another argument each is another procedure, which nobody may execute yet.
+-- With other arguments they are other procedures, which nobody may execute yet.
 DROP PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8);
 CREATE PROCEDURE parallel_backup.start_backup(
     label text DEFAULT NULL,
@@ -66,10 +66,12 @@ CREATE PROCEDURE parallel_backup.start_backup(
     progress boolean DEFAULT NULL,
     verify_checksums boolean DEFAULT NULL,
     max_rate int8 DEFAULT NULL,
-    incremental boolean DEFAULT NULL)
+    incremental boolean DEFAULT NULL,
+    lease int4 DEFAULT NULL,
+    backup_id text DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_start_backup_wrapper';
-REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean, int4, text) FROM PUBLIC;
 
 DROP PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4);
 CREATE PROCEDURE parallel_backup.send_files_content(
@@ -92,10 +94,11 @@ CREATE PROCEDURE parallel_backup.stop_backup(
     backup_id text DEFAULT NULL,
     label text DEFAULT NULL,
     wait boolean DEFAULT NULL,
-    terminate_transfers text DEFAULT NULL)
+    terminate_transfers text DEFAULT NULL,
+    release boolean DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
-REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text, boolean) FROM PUBLIC;
 
 CREATE PROCEDURE parallel_backup.upload_manifest(
     piece bytea,
@@ -104,3 +107,61 @@ CREATE PROCEDURE parallel_backup.upload_manifest(
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_upload_manifest_wrapper';
 REVOKE EXECUTE ON PROCEDURE parallel_backup.upload_manifest(bytea, int8, boolean) FROM PUBLIC;
+
+-- Other columns, of a function and of the view on it: both are made anew, with the rights of a new one.
+DROP VIEW parallel_backup.backups;
+DROP FUNCTION parallel_backup.get_backups();
+CREATE FUNCTION parallel_backup.get_backups(
+    OUT backup_id text,
+    OUT pid int4,
+    OUT role oid,
+    OUT label text,
+    OUT start_lsn text,
+    OUT start_tli int8,
+    OUT state text,
+    OUT started int8,
+    OUT workers int4,
+    OUT files int8,
+    OUT bytes int8,
+    OUT total int8,
+    OUT checksum_failures int8,
+    OUT max_rate int4,
+    OUT lease int4,
+    OUT lease_left int4,
+    OUT keeper int4)
+RETURNS SETOF record
+LANGUAGE c STRICT VOLATILE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'parallel_backup_get_backups_wrapper';
+
+REVOKE EXECUTE ON FUNCTION parallel_backup.get_backups() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION parallel_backup.get_backups() TO pg_monitor;
+
+CREATE VIEW parallel_backup.backups AS
+SELECT b.backup_id,
+       b.pid,
+       r.rolname AS usename,
+       b.label,
+       b.start_lsn::pg_lsn AS start_lsn,
+       b.start_tli,
+       b.state,
+       '2000-01-01 00:00:00+00'::timestamptz + b.started * interval '1 microsecond' AS started,
+       b.workers,
+       b.files,
+       b.bytes,
+       b.total,
+       b.checksum_failures,
+       b.max_rate,
+       b.lease,
+       b.pid IS NOT NULL AS attached,
+       b.lease_left,
+       b.keeper
+FROM parallel_backup.get_backups() AS b
+     LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = b.role;
+
+GRANT SELECT ON parallel_backup.backups TO pg_monitor;
+
+COMMENT ON VIEW parallel_backup.backups IS
+    'parallel backups of this server; sizes in bytes, max_rate in kB/s, leases in seconds, workers are connections that are sending';
+
+COMMENT ON FUNCTION parallel_backup.cancel_backup(text) IS
+    'abort a parallel backup: its transfers end, its coordinator is terminated, or its keeper';

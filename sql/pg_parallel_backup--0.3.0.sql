@@ -21,7 +21,10 @@ CREATE FUNCTION parallel_backup.get_backups(
     OUT bytes int8,
     OUT total int8,
     OUT checksum_failures int8,
-    OUT max_rate int4)
+    OUT max_rate int4,
+    OUT lease int4,
+    OUT lease_left int4,
+    OUT keeper int4)
 RETURNS SETOF record
 LANGUAGE c STRICT VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'parallel_backup_get_backups_wrapper';
@@ -43,14 +46,18 @@ SELECT b.backup_id,
        b.bytes,
        b.total,
        b.checksum_failures,
-       b.max_rate
+       b.max_rate,
+       b.lease,
+       b.pid IS NOT NULL AS attached,
+       b.lease_left,
+       b.keeper
 FROM parallel_backup.get_backups() AS b
      LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = b.role;
 
 GRANT SELECT ON parallel_backup.backups TO pg_monitor;
 
 COMMENT ON VIEW parallel_backup.backups IS
-    'parallel backups of this server; sizes in bytes, max_rate in kB/s, workers are connections that are sending';
+    'parallel backups of this server; sizes in bytes, max_rate in kB/s, leases in seconds, workers are connections that are sending';
 
 -- The rights are those of pg_terminate_backend, which it calls.
 CREATE FUNCTION parallel_backup.cancel_backup(backup_id text)
@@ -59,7 +66,7 @@ LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'parallel_backup_cancel_backup_wrapper';
 
 COMMENT ON FUNCTION parallel_backup.cancel_backup(text) IS
-    'abort a parallel backup: its transfers end, its coordinator is terminated';
+    'abort a parallel backup: its transfers end, its coordinator is terminated, or its keeper';
 
 -- The commands of a parallel backup, for servers without the replication grammar. An argument
 -- that is NULL is an option that was not given.
@@ -69,7 +76,9 @@ CREATE PROCEDURE parallel_backup.start_backup(
     progress boolean DEFAULT NULL,
     verify_checksums boolean DEFAULT NULL,
     max_rate int8 DEFAULT NULL,
-    incremental boolean DEFAULT NULL)
+    incremental boolean DEFAULT NULL,
+    lease int4 DEFAULT NULL,
+    backup_id text DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_start_backup_wrapper';
 
@@ -99,7 +108,8 @@ CREATE PROCEDURE parallel_backup.stop_backup(
     backup_id text DEFAULT NULL,
     label text DEFAULT NULL,
     wait boolean DEFAULT NULL,
-    terminate_transfers text DEFAULT NULL)
+    terminate_transfers text DEFAULT NULL,
+    release boolean DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_stop_backup_wrapper';
 
@@ -112,8 +122,8 @@ LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_upload_manifest_wrapper';
 
 -- They read every file of the cluster, and pg_hba.conf's replication rules do not guard them.
-REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean, int4, text) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text, text[]) FROM PUBLIC;
-REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.upload_manifest(bytea, int8, boolean) FROM PUBLIC;

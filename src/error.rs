@@ -89,6 +89,45 @@ pub enum Error {
     /// It was aborted while a transfer ran.
     #[error("parallel backup \"{0}\" was aborted")]
     Aborted(BackupId),
+    /// Nothing to attach to.
+    #[error("parallel backup \"{0}\" does not exist")]
+    LeaseGone(BackupId),
+    /// A backup that ends with the session that has started it.
+    #[error("parallel backup \"{0}\" has no lease")]
+    NoLease(BackupId),
+    /// Another session has attached.
+    #[error("parallel backup \"{0}\" was taken over by another session")]
+    TakenOver(BackupId),
+    /// Nobody has attached in time.
+    #[error("parallel backup \"{0}\" was aborted because its lease ran out")]
+    LeaseOver(BackupId),
+    /// The keeper's slot could not keep the WAL.
+    #[error(
+        "parallel backup \"{0}\" was aborted because the WAL it needs exceeds \"max_slot_wal_keep_size\""
+    )]
+    SlotLost(BackupId),
+    /// All background workers are taken.
+    #[error("no background process is free for a parallel backup with a lease")]
+    NoProcess,
+    /// The keeper has ended before it has begun.
+    #[error("could not start background process for a parallel backup")]
+    KeeperNotStarted,
+    /// What the keeper has failed at, in its words.
+    #[error("{message}")]
+    Keeper {
+        /// The SQLSTATE.
+        sqlstate: SqlState,
+        /// The message.
+        message: String,
+        /// The hint.
+        hint: Option<String>,
+    },
+    /// A label that PostgreSQL would refuse.
+    #[error("backup label too long (max {limit} bytes)")]
+    LabelTooLong {
+        /// Bytes that it may have.
+        limit: usize,
+    },
     /// STOP_BACKUP came too early.
     #[error("cannot stop the parallel backup while files of it are being sent")]
     TransfersRunning {
@@ -177,6 +216,9 @@ pub enum Error {
     /// An incremental backup of a server that has none.
     #[error("incremental backups need PostgreSQL 17 or later")]
     NoIncremental,
+    /// An incremental backup that a keeper would have to hold.
+    #[error("an incremental backup cannot have a lease")]
+    LeaseOfIncrement,
     /// summarize_wal is off.
     #[error("incremental backups cannot be taken unless WAL summarization is enabled")]
     NoSummaries,
@@ -236,9 +278,10 @@ impl Error {
     pub fn sqlstate(&self) -> SqlState {
         match self {
             Self::Command(error) => error.sqlstate(),
-            Self::ExtendedProtocol { .. } | Self::NoIncremental | Self::ManifestNotHandedOver => {
-                SqlState::FEATURE_NOT_SUPPORTED
-            }
+            Self::ExtendedProtocol { .. }
+            | Self::NoIncremental
+            | Self::LeaseOfIncrement
+            | Self::ManifestNotHandedOver => SqlState::FEATURE_NOT_SUPPORTED,
             Self::NestedCall { .. } => SqlState::ACTIVE_SQL_TRANSACTION,
             Self::NotPreloaded
             | Self::HookVersion { .. }
@@ -252,16 +295,22 @@ impl Error {
             | Self::NoManifest
             | Self::ManifestReplaced
             | Self::ListElsewhere(_)
+            | Self::NoLease(_)
             | Self::Promoted => SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-            Self::TooManyBackups { .. } => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-            Self::UnknownBackup(_) | Self::Stopped(_) => SqlState::UNDEFINED_OBJECT,
+            Self::TooManyBackups { .. } | Self::NoProcess => SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+            Self::KeeperNotStarted => SqlState::INSUFFICIENT_RESOURCES,
+            Self::Keeper { sqlstate, .. } => *sqlstate,
+            Self::UnknownBackup(_) | Self::LeaseGone(_) | Self::Stopped(_) => SqlState::UNDEFINED_OBJECT,
             Self::OtherRole(_)
             | Self::CannotCancel(_)
             | Self::CannotTerminate
             | Self::NotForThisRole { .. }
             | Self::NotInBackup { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
-            Self::Aborted(_) => SqlState::QUERY_CANCELED,
-            Self::LabelMismatch
+            Self::Aborted(_) | Self::TakenOver(_) | Self::LeaseOver(_) | Self::SlotLost(_) => {
+                SqlState::QUERY_CANCELED
+            }
+            Self::LabelTooLong { .. }
+            | Self::LabelMismatch
             | Self::RangeOfOther { .. }
             | Self::RangeAlignment { .. }
             | Self::BlocksOfOther { .. }
@@ -302,6 +351,23 @@ impl Error {
             Self::TooManyBackups { limit } => Some(format!(
                 "At most {limit} can run at once: raise \"pg_parallel_backup.max_backups\" and restart the server."
             )),
+            Self::LeaseGone(_) => Some(
+                "It has ended: its lease has run out, it was cancelled or released, its WAL could not be kept, or the \
+                 server was restarted. The server's log says which. A new backup has to be started."
+                    .into(),
+            ),
+            Self::NoLease(_) => {
+                Some("It was started without LEASE, and ends with the session that has started it.".into())
+            }
+            Self::SlotLost(_) => Some(
+                "Raise \"max_slot_wal_keep_size\", or take the backup when less is written, and start another one."
+                    .into(),
+            ),
+            Self::NoProcess => Some(
+                "You might need to raise \"max_worker_processes\": each parallel backup with a lease takes one.".into(),
+            ),
+            Self::KeeperNotStarted => Some("More details may be available in the server log.".into()),
+            Self::Keeper { hint, .. } => hint.clone(),
             Self::NoBackup { command: CommandKind::StopBackup } => {
                 Some("Only the connection that sent START_BACKUP can stop its backup.".into())
             }

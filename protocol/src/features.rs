@@ -6,24 +6,27 @@
 /// The setting, to be read with SHOW on any connection. A server that does not know it has none of the features.
 pub const SETTING: &str = "pg_parallel_backup.features";
 
-/// A feature of SEND_FILES_CONTENT and its kin.
+/// A feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
     /// COMPRESSION 'lz4'.
     Lz4,
     /// COMPRESSION 'zstd', with COMPRESSION_DETAIL 'long'.
     Zstd,
+    /// START_BACKUP's LEASE and BACKUP_ID, STOP_BACKUP's RELEASE.
+    Lease,
 }
 
 impl Feature {
     /// Every feature that this version of the protocol's crate knows, in the order of [`SETTING`].
-    pub const ALL: [Self; 2] = [Self::Lz4, Self::Zstd];
+    pub const ALL: [Self; 3] = [Self::Lz4, Self::Zstd, Self::Lease];
 
     /// Its word.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Lz4 => "lz4",
             Self::Zstd => "zstd",
+            Self::Lease => "lease",
         }
     }
 }
@@ -56,7 +59,7 @@ mod tests {
 
     #[test]
     fn what_one_side_says_the_other_reads() {
-        assert_eq!(setting(Feature::ALL), "lz4, zstd");
+        assert_eq!(setting(Feature::ALL), "lz4, zstd, lease");
         assert_eq!(Features::parse(&setting(Feature::ALL)), Features(Feature::ALL.to_vec()));
         assert_eq!(Features::parse(""), Features::default());
         let later = Features::parse("zstd,telepathy, zstd-but-better");

@@ -53,6 +53,10 @@ pub const START: &[Column] = &[
     int4("in_recovery"),
 ];
 
+/// What comes after [`START`] where a lease was asked for, or a session attaches: the seconds that were
+/// granted.
+pub const LEASE: Column = int4("lease");
+
 /// START_BACKUP, second result set: a row a tablespace, the data directory last with NULLs; sizes
 /// in kB.
 pub const TABLESPACES: &[Column] = &[oid("spcoid"), text("spclocation"), int8("size")];

@@ -27,6 +27,8 @@ impl SqlState {
     pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
     /// 42809, a directory, or not a regular file.
     pub const WRONG_OBJECT_TYPE: Self = Self(*b"42809");
+    /// 53000, a process that could not be started.
+    pub const INSUFFICIENT_RESOURCES: Self = Self(*b"53000");
     /// 53200, no memory for a level of compression.
     pub const OUT_OF_MEMORY: Self = Self(*b"53200");
     /// 53400, too many backups at once.
@@ -45,6 +47,11 @@ impl SqlState {
     pub const DATA_CORRUPTED: Self = Self(*b"XX001");
     /// XX000, what should not happen.
     pub const INTERNAL_ERROR: Self = Self(*b"XX000");
+
+    /// One that came from elsewhere.
+    pub const fn from_bytes(characters: [u8; 5]) -> Self {
+        Self(characters)
+    }
 
     /// The five characters.
     pub const fn as_bytes(&self) -> &[u8; 5] {

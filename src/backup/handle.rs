@@ -6,7 +6,7 @@ use std::rc::Rc;
 use protocol::{BackupId, CommandKind, Lsn};
 
 use crate::backup::registry::{self, Backup, Counters, Facts, State};
-use crate::backup::session;
+use crate::backup::{kept, session};
 use crate::cluster::Layout;
 use crate::error::{Error, Result};
 use crate::pg::{guard, interrupt, role, segment, server};
@@ -25,6 +25,8 @@ pub struct Handle {
     pub layout: Rc<Layout>,
     /// Where it was stopped, LSN and timeline, if only its WAL is to be fetched.
     pub stopped_at: Option<(Lsn, u32)>,
+    /// Which attachment it belongs to, on the coordinator of a backup with a lease.
+    attachment: Option<u32>,
 }
 
 /// Finds the backup that a command is about, joins it, and sends something of it. Without a name it is
@@ -34,6 +36,7 @@ pub fn transfer<T>(
     command: CommandKind,
     send: impl FnOnce(&Handle) -> Result<T>,
 ) -> Result<T> {
+    kept::confirm()?;
     let own = session::with(|session| (session.id, Rc::clone(&session.layout)));
     let (id, layout) = match (own, id) {
         (Some(own), None) => own,
@@ -42,13 +45,19 @@ pub fn transfer<T>(
         (_, Some(id)) => (id, layout(&find(id)?)?),
     };
     let (backup, counters) = registry::enter(id)?;
-    guard::with_end(
+    let attachment = backup.attachment(server::pid());
+    let sent = guard::with_end(
         || {
             let facts = backup.facts.ok_or(Error::UnknownBackup(id))?;
-            send(&Handle { counters, id, facts, layout, stopped_at: backup.stopped_at })
+            send(&Handle { counters, id, facts, layout, stopped_at: backup.stopped_at, attachment })
         },
         registry::leave,
-    )
+    );
+    if let Err(Error::TakenOver(_)) = sent {
+        // Now it has been told.
+        session::release();
+    }
+    sent
 }
 
 impl Handle {
@@ -60,7 +69,13 @@ impl Handle {
     /// Serves interrupts, and ends the transfer if its backup was aborted.
     pub fn poll(&self) -> Result<()> {
         interrupt::check();
-        if self.counters.is_aborted() { Err(Error::Aborted(self.id)) } else { Ok(()) }
+        if self.counters.is_aborted() {
+            return Err(registry::find(self.id).map_or(Error::Aborted(self.id), |backup| backup.ended()));
+        }
+        match self.attachment {
+            Some(attachment) if self.counters.attachments() != attachment => Err(Error::TakenOver(self.id)),
+            _ => Ok(()),
+        }
     }
 
     /// Fails once the standby has been promoted: the backup is worthless then, and it is better
@@ -88,10 +103,16 @@ fn find(id: BackupId) -> Result<Backup> {
     let backup = registry::find(id)
         .filter(|backup| !matches!(backup.state, State::Starting | State::Aborted))
         .ok_or(Error::UnknownBackup(id))?;
-    if backup.owner.role != role::current() && !role::is_superuser() {
-        return Err(Error::OtherRole(id));
-    }
+    check_role(&backup)?;
     Ok(backup)
+}
+
+/// Fails if a backup is not this role's to fetch from, nor to attach to.
+pub fn check_role(backup: &Backup) -> Result<()> {
+    if backup.owner.role != role::current() && !role::is_superuser() {
+        return Err(Error::OtherRole(backup.id));
+    }
+    Ok(())
 }
 
 /// The layout of another session's backup, read once for all commands that name it.

@@ -2,9 +2,15 @@
 //! command gets hold of it.
 
 pub mod archive;
+pub mod begin;
+pub mod end;
 pub mod handle;
+pub mod keeper;
+pub mod kept;
+pub mod lease;
 pub mod prior;
 pub mod registry;
+pub mod results;
 pub mod session;
 pub mod table;
 pub mod wal_ranges;

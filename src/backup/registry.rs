@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use protocol::{BackupId, Lsn};
 
+use crate::backup::lease::{End, Lease, Process};
 pub use crate::backup::table::{Backup, Facts, Member, State};
 use crate::backup::table::{Table, Transfer};
 use crate::error::{Error, Result};
-use crate::pg::exit;
+use crate::pg::latch::Waker;
 use crate::pg::shmem::{Array, Locked};
-use crate::pg::{backend, role, server};
+use crate::pg::{backend, exit, interrupt, role, server};
 use crate::shared_struct;
 
 static TABLE: Locked<Backup, Option<Transfer>> = Locked::new(c"pg_parallel_backup");
@@ -28,6 +29,8 @@ shared_struct! {
     pub struct Counters {
         /// Whether the backup was aborted: its state, for a look without the lock.
         aborted: AtomicU32,
+        /// How often a session has attached: of its lease, for a look without the lock.
+        attachments: AtomicU32,
         /// When the next byte may be sent, microseconds of the monotonic clock.
         throttle_next: AtomicI64,
         /// Bytes, [`UNKNOWN_TOTAL`] where not estimated.
@@ -81,17 +84,28 @@ pub fn initialize() {
 
 /// Looks at the table, and changes it. `step` must neither call PostgreSQL nor come back here.
 fn change<T>(step: impl FnOnce(&mut Table<'_>) -> T) -> T {
-    TABLE.with(|backups, transfers| {
-        let mut table = Table { backups, transfers };
+    let (outcome, wake) = TABLE.with(|backups, transfers| {
+        let mut table = Table { backups, transfers, wake: Vec::new() };
         let outcome = step(&mut table);
         for (backup, counters) in table.backups.iter().zip(COUNTERS.get()) {
-            let aborted = u32::from(backup.state == State::Aborted);
-            if counters.aborted.load(Ordering::Relaxed) != aborted {
-                counters.aborted.store(aborted, Ordering::Relaxed);
-            }
+            let mirror = |copy: &AtomicU32, value: u32| {
+                if copy.load(Ordering::Relaxed) != value {
+                    copy.store(value, Ordering::Relaxed);
+                }
+            };
+            mirror(&counters.aborted, u32::from(backup.state == State::Aborted));
+            mirror(&counters.attachments, backup.lease.map_or(0, |lease| lease.attachments));
         }
-        outcome
-    })
+        (outcome, table.wake)
+    });
+    // It calls PostgreSQL: not under the lock.
+    wake.into_iter().for_each(Waker::wake);
+    outcome
+}
+
+/// This process, as one that waits for others.
+fn this_process() -> Process {
+    Process { pid: server::pid(), waker: Waker::own() }
 }
 
 /// This process, as a part of a backup.
@@ -101,15 +115,21 @@ fn this_member() -> Member {
 
 /// Ends every part of this process, at its end.
 fn gone() {
-    change(|table| table.gone(server::pid()));
+    let now = interrupt::monotonic();
+    change(|table| {
+        if let Some(keeper) = table.gone(server::pid(), now) {
+            backend::terminate(keeper.pid);
+        }
+    });
 }
 
-/// Takes a free place for a backup that this session starts.
-pub fn reserve(id: BackupId, label: &[u8], now: i64) -> Result<&'static Counters> {
+/// Takes a free place for a backup that this session starts, with a lease of so many seconds.
+pub fn reserve(id: BackupId, label: &[u8], now: i64, lease: Option<u32>) -> Result<&'static Counters> {
     let owner = this_member();
+    let lease = lease.map(|seconds| Lease::new(seconds, this_process()));
     exit::on_exit(gone);
     let place = change(|table| {
-        let place = table.reserve(id, owner, label, now)?;
+        let place = table.reserve(id, owner, label, now, lease)?;
         COUNTERS.get()[place].clear();
         Some(place)
     });
@@ -122,6 +142,11 @@ pub fn find(id: BackupId) -> Option<Backup> {
     change(|table| table.place(id).map(|place| table.backups[place]))
 }
 
+/// The estimated size in bytes of the backup with this name, if there is one.
+pub fn total(id: BackupId) -> Option<u64> {
+    change(|table| table.place(id).and_then(|place| COUNTERS.get()[place].total()))
+}
+
 /// The backup with this name, and who is sending something of it.
 pub fn members(id: BackupId) -> Option<(Backup, Vec<Member>)> {
     let mut transfers = Vec::with_capacity(server::max_backends());
@@ -132,7 +157,7 @@ pub fn members(id: BackupId) -> Option<(Backup, Vec<Member>)> {
     backup.map(|backup| (backup, transfers))
 }
 
-/// Aborts the backup, and terminates its coordinator and those of these transfers that are still
+/// Aborts the backup, and terminates its coordinator, or its keeper, and those of these transfers that are still
 /// sending something of it. They cannot leave while the lock is held: whoever is hit is one of them.
 /// False if it is gone.
 pub fn cancel(id: BackupId, transfers: &[Member]) -> bool {
@@ -140,9 +165,12 @@ pub fn cancel(id: BackupId, transfers: &[Member]) -> bool {
         let Some(place) = table.place(id) else { return false };
         table.abort(id);
         let backup = &table.backups[place];
-        if !backup.abandoned {
-            backend::terminate(backup.owner.pid);
-        }
+        // Who can leave backup mode.
+        let holder = match backup.lease {
+            Some(lease) => lease.keeper.map(|keeper| keeper.pid),
+            None => backup.coordinator(),
+        };
+        holder.into_iter().for_each(backend::terminate);
         table.transfers(id).filter(|member| transfers.contains(member)).for_each(|member| {
             backend::terminate(member.pid);
         });
@@ -166,6 +194,11 @@ pub fn terminate_transfers(id: BackupId, pids: &[u32], superuser: bool) -> Vec<u
         }
     });
     signalled
+}
+
+/// Who is still sending something of a backup as its coordinator, and is not that any more.
+pub fn left_behind(id: BackupId) -> Vec<u32> {
+    change(|table| table.left_behind(id).collect())
 }
 
 /// Whether one of these backends is sending something of the backup.
@@ -209,9 +242,65 @@ pub fn stop(id: BackupId, lsn: Lsn, timeline: u32) {
     change(|table| table.stop(id, lsn, timeline));
 }
 
-/// Ends the coordinator's part in it; its place is free once the last transfer has ended too.
+/// Ends this session's part in it as its coordinator; its place is free once the last transfer has ended too.
+/// Of a backup that has a lease, and is still this session's, the keeper is told. What waits for a checkpoint
+/// hears nothing but a signal.
 pub fn release(id: BackupId) {
-    change(|table| table.release(id));
+    change(|table| {
+        let starting = table.place(id).is_some_and(|place| table.backups[place].state == State::Starting);
+        if let Some(keeper) = table.release(id, server::pid()).filter(|_| starting) {
+            backend::terminate(keeper.pid);
+        }
+    });
+}
+
+/// Makes this process the keeper of a backup that starts; fails if nobody waits for it any more. `gone` is called when
+/// the process ends, and has to [`dismiss`] it.
+pub fn adopt(id: BackupId, gone: fn()) -> Result<(Backup, &'static Counters)> {
+    let keeper = this_process();
+    exit::on_exit(gone);
+    change(|table| {
+        let place = table.adopt(id, keeper)?;
+        Ok((table.backups[place], &COUNTERS.get()[place]))
+    })
+}
+
+/// Ends the keeper's part in its backup, and the backup, if it has not ended yet, for this reason.
+pub fn dismiss(id: BackupId, end: End) {
+    change(|table| table.dismiss(id, end));
+}
+
+/// Aborts a backup that has a lease, for this reason.
+pub fn end(id: BackupId, end: End) {
+    change(|table| table.end(id, end));
+}
+
+/// Notes what the keeper of a backup has to say, and wakes its coordinator.
+pub fn note(id: BackupId, note: impl FnOnce(&mut Lease)) {
+    change(|table| table.note(id, note));
+}
+
+/// Ends a backup whose lease has run out; otherwise says how much of it is left, in microseconds, if it runs.
+pub fn expire(id: BackupId) -> Option<i64> {
+    let now = interrupt::monotonic();
+    change(|table| table.expire(id, now))
+}
+
+/// Makes this session the coordinator of a backup that has a lease, in place of whoever was.
+pub fn attach(id: BackupId) -> Result<Backup> {
+    let process = this_process();
+    exit::on_exit(gone);
+    change(|table| table.attach(id, process).map(|place| table.backups[place]))
+}
+
+/// The backup with this lease, if this session is its coordinator, and it has not ended; and if not, why.
+pub fn kept(id: BackupId) -> Result<Backup> {
+    change(|table| table.kept(id, server::pid()))
+}
+
+/// Asks the keeper of this session's backup to stop it, if that has not been done.
+pub fn ask_to_stop(id: BackupId) -> Result<()> {
+    change(|table| table.ask_to_stop(id, server::pid()))
 }
 
 /// Every backup.
@@ -247,6 +336,11 @@ impl Counters {
     /// Whether the backup was aborted.
     pub fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Relaxed) != 0
+    }
+
+    /// How often a session has attached.
+    pub fn attachments(&self) -> u32 {
+        self.attachments.load(Ordering::Relaxed)
     }
 
     /// The estimated size in bytes.

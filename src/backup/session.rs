@@ -1,32 +1,28 @@
-//! The coordinator's side of a backup: what this session has started, and what STOP_BACKUP found.
+//! The coordinator's side of a backup: what this session has started or attached to, and what STOP_BACKUP
+//! found.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use protocol::BackupId;
 
-use crate::backup::registry::{self, Counters, Totals};
-use crate::backup::wal_ranges::WalSpan;
+use crate::backup::registry::{self, Counters};
+use crate::backup::results::Stopped;
 use crate::cluster::Layout;
-use crate::cluster::wal::WalRange;
 use crate::pg;
 use crate::pg::backup::BackupState;
 use crate::pg::incremental::Increment;
 use crate::pg::segment::Segment;
 
-/// A backup that this session has started.
+/// A backup that this session is the coordinator of.
 #[derive(Debug)]
 pub struct Session {
-    /// What its connections count.
-    pub counters: &'static Counters,
     /// Its name.
     pub id: BackupId,
-    /// PostgreSQL's state of it, until STOP_BACKUP takes it.
-    pub state: Option<BackupState>,
+    /// Who is in backup mode.
+    pub holder: Holder,
     /// What decides which files it has.
     pub layout: Rc<Layout>,
-    /// Where workers read that.
-    pub segment: Segment,
     /// What has changed since the prior backup, if only that is in this one.
     pub increment: Option<Rc<Increment>>,
     /// The content of backup_label.
@@ -35,21 +31,20 @@ pub struct Session {
     pub stopped: Option<Rc<Stopped>>,
 }
 
-/// A stopped backup: what STOP_BACKUP returns however often it is sent.
+/// Who is in backup mode.
 #[derive(Debug)]
-pub struct Stopped {
-    /// What of pg_wal it needs.
-    pub wal: WalRange,
-    /// Whether the server was a standby when it was stopped.
-    pub in_recovery: bool,
-    /// pg_control's bytes.
-    pub control_file: Vec<u8>,
-    /// The manifest's WAL ranges.
-    pub spans: Vec<WalSpan>,
-    /// The WAL files that BASE_BACKUP's WAL option would send.
-    pub wal_files: Vec<String>,
-    /// The totals over all connections.
-    pub totals: Totals,
+pub enum Holder {
+    /// This session.
+    Session {
+        /// What its connections count.
+        counters: &'static Counters,
+        /// PostgreSQL's state of it, until STOP_BACKUP takes it.
+        state: Option<BackupState>,
+        /// Where workers read the layout.
+        segment: Segment,
+    },
+    /// A keeper: the backup has a lease.
+    Keeper,
 }
 
 thread_local! {
@@ -76,7 +71,13 @@ pub fn is_running() -> bool {
     with(|session| session.stopped.is_none()).unwrap_or(false)
 }
 
-/// Forgets the session's backup and gives back what it holds. Does not leave backup mode.
+/// The session's backup, if a keeper holds it.
+pub fn kept() -> Option<BackupId> {
+    with(|session| matches!(session.holder, Holder::Keeper).then_some(session.id)).flatten()
+}
+
+/// Forgets the session's backup and gives back what it holds. Does not leave backup mode; a keeper does, by
+/// itself.
 pub fn release() {
     if let Some(session) = take() {
         session.give_back();
@@ -87,16 +88,16 @@ pub fn release() {
 /// come as far as being the session's or not.
 pub fn abort(id: BackupId) {
     pg::backup::abort();
-    match take() {
-        Some(session) => session.give_back(),
-        None => registry::release(id),
-    }
+    release();
+    registry::release(id);
 }
 
 impl Session {
     fn give_back(self) {
         registry::release(self.id);
-        self.segment.release();
+        if let Holder::Session { segment, .. } = self.holder {
+            segment.release();
+        }
         if let Some(increment) = self.increment {
             increment.release();
         }

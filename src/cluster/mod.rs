@@ -102,12 +102,14 @@ impl Layout {
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+/// Writes bytes with their length, for another process.
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.put_u32(u32::try_from(bytes.len()).unwrap_or(0));
     out.put_slice(bytes);
 }
 
-fn take_bytes(bytes: &mut &[u8]) -> Option<Vec<u8>> {
+/// Takes what [`put_bytes`] wrote; `None` where there is less.
+pub fn take_bytes(bytes: &mut &[u8]) -> Option<Vec<u8>> {
     let length = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
     let (taken, rest) = bytes.split_at_checked(length)?;
     *bytes = rest;

@@ -19,6 +19,8 @@ pub fn run(command: &Command) -> Result<()> {
         Command::SendFileList(command) => list::run(command),
         Command::SendFilesContent(command) => content::run(command),
         Command::StopBackup(command) => stop::run(command),
+        Command::Attach(id) => start::attach(*id),
+        Command::Release(id) => stop::release(*id),
     }
 }
 

@@ -1,35 +1,62 @@
-//! START_BACKUP.
+//! START_BACKUP: a backup that this session or, with a lease, a keeper is in backup mode for; and with BACKUP_ID, one
+//! that another session has started.
 
 use std::rc::Rc;
 
 use protocol::command::StartBackup;
-use protocol::{BackupId, Checkpoint, PROTOCOL_VERSION, reply};
+use protocol::{BackupId, PROTOCOL_VERSION, reply};
 
+use crate::backup::begin::{self, Wanted};
+use crate::backup::kept::{self, Kept};
 use crate::backup::prior;
 use crate::backup::registry::{self, Counters, Facts};
-use crate::backup::session::{self, Session};
+use crate::backup::results::Started;
+use crate::backup::session::{self, Holder, Session};
 use crate::cluster::Layout;
 use crate::cluster::page::BLOCK_SIZE;
-use crate::cluster::walk::{Entry, Visitor};
 use crate::error::{Error, Result};
 use crate::pg::incremental::Increment;
 use crate::pg::progress::{self, Phase};
 use crate::pg::segment::Segment;
-use crate::pg::{backup, guard, interrupt, server, wal, walsender};
+use crate::pg::{backup, guard, interrupt, server, settings, wal, walsender};
 use crate::stream::rows::Reply;
 
-/// Starts a backup that this session owns.
+/// Starts a backup that this session is the coordinator of.
 pub fn run(command: &StartBackup) -> Result<()> {
-    if backup::session_in_backup() {
-        return Err(Error::BackupInProgress);
+    make_room()?;
+    let granted = command.lease.map(|seconds| seconds.min(settings::max_lease()));
+    let lease = granted.filter(|seconds| *seconds > 0);
+    if lease.is_some() && command.label.len() > server::MAX_PATH {
+        // The keeper finds no more of it in shared memory.
+        return Err(Error::LabelTooLong { limit: server::MAX_PATH });
     }
-    // A stopped backup, whose WAL nobody will ask for any more.
-    session::release();
     let id = server::random_bytes().map(BackupId::from_bytes).ok_or(Error::NoRandom)?;
+    // Before anything is taken: what was uploaded serves the next START_BACKUP.
+    if lease.is_some() && command.incremental {
+        return Err(Error::LeaseOfIncrement);
+    }
     let increment = if command.incremental { Some(Rc::new(prior::take()?)) } else { None };
+    let wanted = Wanted {
+        checkpoint: command.checkpoint,
+        progress: command.progress,
+        verify_checksums: command.verify_checksums,
+        max_rate: command.max_rate,
+    };
     let begin = || {
-        let counters = registry::reserve(id, &command.label, interrupt::now())?;
-        guard::on_failure(|| start(command, counters, id, increment.clone()), || session::abort(id))
+        let counters = registry::reserve(id, &command.label, interrupt::now(), lease)?;
+        let start = || {
+            walsender::set_state_backup();
+            progress::start(Phase::WaitCheckpoint, None, 0);
+            match lease {
+                None => start(&command.label, &wanted, counters, id, granted, increment.clone()),
+                Some(_) => {
+                    let kept = kept::start(id, wanted, || progress::set_phase(Phase::EstimateSize))?;
+                    attached(id, kept, granted);
+                    Ok(())
+                }
+            }
+        };
+        guard::on_failure(start, || session::abort(id))
     };
     guard::on_failure(begin, || {
         if let Some(increment) = &increment {
@@ -38,59 +65,95 @@ pub fn run(command: &StartBackup) -> Result<()> {
     })
 }
 
+/// Makes this session the coordinator of a backup that has a lease.
+pub fn attach(id: BackupId) -> Result<()> {
+    // It may attach once more to what it has: that it had it before does not matter.
+    if session::kept() != Some(id) {
+        make_room()?;
+    }
+    let kept = kept::attach(id)?;
+    walsender::set_state_backup();
+    let lease = Some(kept.lease);
+    attached(id, kept, lease);
+    Ok(())
+}
+
+/// Ends what this session has to do with another backup, unless that runs.
+fn make_room() -> Result<()> {
+    if kept::confirm().is_ok() && (backup::session_in_backup() || session::is_running()) {
+        return Err(Error::BackupInProgress);
+    }
+    // A stopped backup, whose WAL nobody will ask for any more.
+    match session::kept() {
+        Some(id) => kept::release(id),
+        None => session::release(),
+    }
+    Ok(())
+}
+
+/// Starts a backup in this session.
 fn start(
-    command: &StartBackup,
+    label: &[u8],
+    wanted: &Wanted,
     counters: &'static Counters,
     id: BackupId,
+    lease: Option<u32>,
     increment: Option<Rc<Increment>>,
 ) -> Result<()> {
-    walsender::set_state_backup();
-    progress::start(Phase::WaitCheckpoint, None, 0);
-    let fast = command.checkpoint == Checkpoint::Fast;
-    let started = backup::start(&backup::label(&command.label), fast, increment.as_deref())?;
-    let state = started.state;
-    let label_file = state.label_file();
-    let layout = server::layout(started.tablespaces);
-    let segment = Segment::publish(&layout.encode());
-    let facts = Facts {
-        start_lsn: state.start_lsn(),
-        start_timeline: state.start_timeline(),
-        in_recovery: state.started_in_recovery(),
-        verify_checksums: command.verify_checksums,
-        max_rate: command.max_rate,
-        layout_handle: segment.handle(),
-        incremental: increment.is_some(),
-    };
-    let layout = Rc::new(layout);
+    let begun = begin::enter(label, wanted, increment.as_deref())?;
+    let label_file = begun.state.label_file();
+    let segment = Segment::publish(&begun.layout.encode());
+    let facts = begun.facts(wanted, segment.handle(), increment.is_some());
+    let layout = Rc::new(begun.layout);
     session::set(Session {
-        counters,
         id,
-        state: Some(state),
+        holder: Holder::Session { counters, state: Some(begun.state), segment },
         layout: Rc::clone(&layout),
-        segment,
         increment,
         label_file: label_file.clone(),
         stopped: None,
     });
-    let sizes = if command.progress { Some(estimate(&layout)?) } else { None };
-    if let Some(sizes) = &sizes {
-        counters.set_total(sizes.iter().sum());
+    let sizes = if wanted.progress {
+        progress::set_phase(Phase::EstimateSize);
+        Some(begin::sizes(&layout)?)
+    } else {
+        None
+    };
+    let started = Started { label_file, tablespace_map: begun.tablespace_map, sizes };
+    if let Some(total) = started.total() {
+        counters.set_total(total);
     }
-    begin_progress();
-    progress::on_loss(begin_progress);
+    show_progress();
     registry::run(id, facts)?;
-    let mut sets = Reply::default();
-    send_start(&mut sets, &facts, id);
-    send_tablespaces(&mut sets, &layout, sizes.as_deref());
-    let map = Some(&*started.tablespace_map).filter(|map| !map.is_empty());
-    sets.row(reply::LABELS, &[Some(&*label_file), map]);
+    send(&facts, id, &layout, &started, lease);
     Ok(())
 }
 
-/// The coordinator's row in pg_stat_progress_basebackup, as long as its backup runs.
+/// Goes on with a backup that a keeper holds.
+fn attached(id: BackupId, kept: Kept, lease: Option<u32>) {
+    let Kept { facts, layout, started, .. } = kept;
+    let layout = Rc::new(layout);
+    session::set(Session {
+        id,
+        holder: Holder::Keeper,
+        layout: Rc::clone(&layout),
+        increment: None,
+        label_file: started.label_file.clone(),
+        stopped: None,
+    });
+    show_progress();
+    send(&facts, id, &layout, &started, lease);
+}
+
+/// Begins the coordinator's row in pg_stat_progress_basebackup, for as long as its backup runs.
+fn show_progress() {
+    begin_progress();
+    progress::on_loss(begin_progress);
+}
+
 fn begin_progress() {
     let running = session::with(|session| {
-        let total = session.counters.total();
+        let total = registry::total(session.id);
         (session.stopped.is_none(), total, session.layout.tablespaces.len() + 1)
     });
     if let Some((true, total, tablespaces)) = running {
@@ -98,9 +161,19 @@ fn begin_progress() {
     }
 }
 
-fn send_start(sets: &mut Reply, facts: &Facts, id: BackupId) {
+/// `lease` are the seconds that were granted, if any were asked for.
+fn send(facts: &Facts, id: BackupId, layout: &Layout, started: &Started, lease: Option<u32>) {
+    let mut sets = Reply::default();
+    send_start(&mut sets, facts, id, lease);
+    send_tablespaces(&mut sets, layout, started.sizes.as_deref());
+    let map = Some(&*started.tablespace_map).filter(|map| !map.is_empty());
+    sets.row(reply::LABELS, &[Some(&*started.label_file), map]);
+}
+
+fn send_start(sets: &mut Reply, facts: &Facts, id: BackupId, lease: Option<u32>) {
     let number = |flag: bool| u8::from(flag).to_string();
-    let values = [
+    let mut columns = reply::START.to_vec();
+    let mut values = vec![
         facts.start_lsn.to_string(),
         facts.start_timeline.to_string(),
         id.to_string(),
@@ -110,9 +183,12 @@ fn send_start(sets: &mut Reply, facts: &Facts, id: BackupId) {
         BLOCK_SIZE.to_string(),
         number(server::data_checksums()),
         number(facts.in_recovery),
-    ]
-    .map(Some);
-    sets.row(reply::START, &values);
+    ];
+    if let Some(seconds) = lease {
+        columns.push(reply::LEASE);
+        values.push(seconds.to_string());
+    }
+    sets.row(&columns, &values.into_iter().map(Some).collect::<Vec<_>>());
 }
 
 /// The tablespace header: the data directory last, as BASE_BACKUP has it.
@@ -130,40 +206,4 @@ fn send_tablespaces(sets: &mut Reply, layout: &Layout, sizes: Option<&[u64]>) {
     let size = kilobytes(layout.tablespaces.len());
     set.row(&[None, None, size.as_ref().map(String::as_bytes)]);
     set.end();
-}
-
-/// Bytes in each tablespace, the data directory last.
-fn estimate(layout: &Layout) -> Result<Vec<u64>> {
-    progress::set_phase(Phase::EstimateSize);
-    let walk = server::walk(layout);
-    let mut sizes = Vec::with_capacity(layout.tablespaces.len() + 1);
-    for space in &layout.tablespaces {
-        let mut size = Size(0);
-        walk.tablespace(space, &mut size)?;
-        sizes.push(size.0);
-    }
-    let mut size = Size(0);
-    walk.data_directory(&mut size)?;
-    sizes.push(size.0);
-    Ok(sizes)
-}
-
-/// Adds up file sizes.
-struct Size(u64);
-
-impl Visitor for Size {
-    fn poll(&mut self) -> Result<()> {
-        interrupt::check();
-        Ok(())
-    }
-
-    fn entry(&mut self, entry: Entry<'_>) -> Result<()> {
-        self.0 += entry.size;
-        Ok(())
-    }
-
-    // The list will say so.
-    fn special(&mut self, _path: &[u8]) -> Result<()> {
-        Ok(())
-    }
 }

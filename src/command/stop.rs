@@ -1,7 +1,5 @@
-//! STOP_BACKUP.
+//! STOP_BACKUP, and with RELEASE the end of a backup that has been stopped, or need not be.
 
-use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,16 +7,15 @@ use protocol::command::StopBackup;
 use protocol::id::to_hex;
 use protocol::{BackupId, CommandKind, reply};
 
-use crate::backup::archive;
 use crate::backup::registry::{self, Counters};
-use crate::backup::session::{self, Stopped};
-use crate::backup::wal_ranges::wal_spans;
-use crate::cluster::wal::WalRange;
+use crate::backup::results::Stopped;
+use crate::backup::session::{self, Holder};
+use crate::backup::{archive, end, kept};
 use crate::error::{Error, Result};
 use crate::pg::backup::BackupState;
 use crate::pg::interrupt::{self, WaitEvent};
 use crate::pg::progress::{self, Phase};
-use crate::pg::{control_file, guard, report, role, server, wal, walsender};
+use crate::pg::{control_file, guard, report, role, walsender};
 use crate::stream::rows::Reply;
 
 /// How long terminated transfers may take to end; one that waits for its client does so at once.
@@ -30,32 +27,45 @@ const ENDING_LOOK: Duration = Duration::from_millis(10);
 /// Ends this session's backup, waits for the archive, and returns what the copy needs. Sent again,
 /// it waits and returns the same again.
 pub fn run(command: &StopBackup) -> Result<()> {
+    let id = find(command.backup_id)?;
     let own = session::with(|session| {
         let label_fits = command.label.as_ref().is_none_or(|label| *label == session.label_file);
-        (session.counters, session.id, label_fits, session.stopped.clone())
+        let counters = match &session.holder {
+            Holder::Session { counters, .. } => Some(*counters),
+            Holder::Keeper => None,
+        };
+        (counters, label_fits, session.stopped.clone(), session.label_file.clone())
     });
-    let Some((counters, id, label_fits, stopped)) = own else {
-        return Err(command.backup_id.map_or(Error::NoBackup { command: CommandKind::StopBackup }, not_here));
-    };
-    if let Some(other) = command.backup_id.filter(|other| *other != id) {
-        return Err(not_here(other));
-    }
+    let Some((counters, label_fits, stopped, label_file)) = own else { return Err(no_backup()) };
     if !label_fits {
         return Err(Error::LabelMismatch);
     }
     walsender::set_state_backup();
-    let stopped = match stopped {
-        Some(stopped) => stopped,
-        None => {
+    let stopped = match (stopped, counters) {
+        (Some(stopped), _) => stopped,
+        (None, Some(counters)) => {
             end_transfers(id, &command.terminate_transfers);
             stop(id, counters)?
         }
+        (None, None) => {
+            let left_behind = registry::left_behind(id);
+            end_transfers(id, &[&command.terminate_transfers[..], &left_behind].concat());
+            told(kept::stop(id))?
+        }
     };
+    let increment = session::with(|session| {
+        session.stopped = Some(Rc::clone(&stopped));
+        session.increment.take()
+    });
+    // Nothing more is listed.
+    if let Some(increment) = increment.flatten() {
+        increment.release();
+    }
     if command.wait {
         progress::start(Phase::WaitWalArchive, None, 0);
-        archive::wait(&stopped);
+        let look = counters.is_none().then_some(|| kept::is_archiving(id).map(|busy| !busy));
+        told(archive::wait(&stopped, look))?;
     }
-    let label_file = session::with(|session| session.label_file.clone()).unwrap_or_default();
     send(&stopped, &label_file);
     let failures = stopped.totals.checksum_failures;
     if failures > 1 {
@@ -64,12 +74,46 @@ pub fn run(command: &StopBackup) -> Result<()> {
     if failures > 0 { Err(Error::ChecksumFailures) } else { Ok(()) }
 }
 
+/// Gives this session's backup up.
+pub fn release(id: Option<BackupId>) -> Result<()> {
+    let id = find(id)?;
+    if session::kept().is_some() {
+        kept::release(id);
+    } else {
+        session::abort(id);
+    }
+    Ok(())
+}
+
+/// This session's backup, which has to be the one that is named, if one is.
+fn find(named: Option<BackupId>) -> Result<BackupId> {
+    kept::confirm()?;
+    match (session::with(|session| session.id), named) {
+        (Some(own), None) => Ok(own),
+        (Some(own), Some(id)) if own == id => Ok(own),
+        (_, Some(id)) => Err(not_here(id)),
+        (None, None) => Err(no_backup()),
+    }
+}
+
+fn no_backup() -> Error {
+    Error::NoBackup { command: CommandKind::StopBackup }
+}
+
 /// Why a backup that was named cannot be stopped here: another session's, or none at all.
 fn not_here(id: BackupId) -> Error {
     match registry::find(id) {
         Some(_) => Error::NotCoordinator(id),
         None => Error::UnknownBackup(id),
     }
+}
+
+/// A session that hears while it waits that it has lost its backup has been told.
+fn told<T>(waited: Result<T>) -> Result<T> {
+    if waited.is_err() && kept::confirm().is_err() {
+        session::release();
+    }
+    waited
 }
 
 /// Ends transfers of connections that the client has lost, which would otherwise refuse the stop until the
@@ -92,49 +136,19 @@ fn stop(id: BackupId, counters: &Counters) -> Result<Rc<Stopped>> {
     // The last file that is read, and before the backup ends: on a standby its minimum recovery
     // point is what says that every other file is older.
     let control_file = guard::on_failure(control_file::read, || registry::resume(id))?;
-    let Some(mut state) = session::with(|session| session.state.take()).flatten() else {
-        return Err(Error::NoBackup { command: CommandKind::StopBackup });
-    };
-    let stopped =
-        guard::on_failure(|| finish(&mut state, control_file, id, counters), || session::abort(id))?;
-    let stopped = Rc::new(stopped);
-    let increment = session::with(|session| {
-        session.stopped = Some(Rc::clone(&stopped));
-        session.increment.take()
-    });
-    // Nothing more is listed.
-    if let Some(increment) = increment.flatten() {
-        increment.release();
-    }
-    Ok(stopped)
-}
-
-fn finish(
-    state: &mut BackupState,
-    control_file: Vec<u8>,
-    id: BackupId,
-    counters: &Counters,
-) -> Result<Stopped> {
-    state.stop();
-    let start = (state.start_lsn(), state.start_timeline());
-    let stop = (state.stop_lsn(), state.stop_timeline());
-    let wal = WalRange::new(start, stop, wal::segment_size());
-    let spans = wal_spans(&wal::timeline_history(stop.1), start, stop)?;
-    let names = fs::read_dir("pg_wal").map_err(|error| Error::io("open directory", b"pg_wal", error))?;
-    let wal_files = wal.list(names.map(|entry| {
-        interrupt::check();
-        let entry = entry.map_err(|error| Error::io("read directory", b"pg_wal", error))?;
-        Ok(entry.file_name().into_vec())
-    }))?;
-    registry::stop(id, stop.0, stop.1);
-    Ok(Stopped {
-        wal,
-        in_recovery: server::in_recovery(),
-        control_file,
-        spans,
-        wal_files,
-        totals: counters.totals(),
+    let Some(mut state) = session::with(|session| match &mut session.holder {
+        Holder::Session { state, .. } => state.take(),
+        Holder::Keeper => None,
     })
+    .flatten() else {
+        return Err(no_backup());
+    };
+    let finish = |state: &mut BackupState| {
+        let stopped = end::leave(state, control_file, counters)?;
+        registry::stop(id, stopped.wal.stop, stopped.wal.stop_timeline);
+        Ok(Rc::new(stopped))
+    };
+    guard::on_failure(|| finish(&mut state), || session::abort(id))
 }
 
 fn send(stopped: &Stopped, label_file: &[u8]) {

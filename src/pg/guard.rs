@@ -2,7 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use pgrx::pg_sys;
+use protocol::SqlState;
+
 use crate::error::Result;
+use crate::pg::report;
 
 /// Runs `body`; if it fails, by a value or by an ERROR of PostgreSQL's that unwinds through here,
 /// runs `clean_up` and lets the failure go on. For what a `Drop` must not do: call PostgreSQL
@@ -16,6 +20,28 @@ pub fn on_failure<T>(body: impl FnOnce() -> Result<T>, clean_up: impl FnOnce()) 
         }
         Err(unwinding) => {
             clean_up();
+            resume_unwind(unwinding)
+        }
+    }
+}
+
+/// Runs `body`; if it fails, hands SQLSTATE, message and hint to `tell`, and lets the failure go on. For a process
+/// that ends with it, since nothing is left that could go on: locks that the failure has left are given back.
+#[allow(unsafe_code)]
+pub fn on_failure_told<T>(
+    body: impl FnOnce() -> Result<T>,
+    tell: impl FnOnce(SqlState, &str, Option<&str>),
+) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            tell(error.sqlstate(), &error.to_string(), error.hint().as_deref());
+            Err(error)
+        }
+        Err(unwinding) => {
+            // SAFETY: nobody in this process believes to hold one after an ERROR.
+            unsafe { pg_sys::LWLockReleaseAll() };
+            report::with_caught(&*unwinding, tell);
             resume_unwind(unwinding)
         }
     }

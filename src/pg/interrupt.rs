@@ -14,6 +14,8 @@ pub enum WaitEvent {
     WalArchive,
     /// Extension: until transfers have ended.
     Transfers,
+    /// Extension: a coordinator for its backup's keeper, or the other way round.
+    Keeper,
 }
 
 /// Serves interrupts: query cancel and termination end here, by an ERROR or with the process.
@@ -36,7 +38,7 @@ pub fn sleep(timeout: Duration, event: WaitEvent) {
     let event = match event {
         WaitEvent::Throttle => pg_sys::WaitEventTimeout::WAIT_EVENT_BASE_BACKUP_THROTTLE,
         WaitEvent::WalArchive => pg_sys::WaitEventIPC::WAIT_EVENT_BACKUP_WAIT_WAL_ARCHIVE,
-        WaitEvent::Transfers => pg_sys::PG_WAIT_EXTENSION,
+        WaitEvent::Transfers | WaitEvent::Keeper => pg_sys::PG_WAIT_EXTENSION,
     };
     // Rounded up, so that a short wait is one.
     let milliseconds = timeout.as_micros().div_ceil(1000).try_into().unwrap_or(i64::MAX);

@@ -1,6 +1,8 @@
 //! Errors, warnings and notices to the client and the log.
 
-use pgrx::pg_sys::panic::ErrorReport;
+use std::any::Any;
+
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport, ErrorReportWithLevel};
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use protocol::SqlState;
 
@@ -39,6 +41,27 @@ pub fn notice(message: impl Into<String>) {
 pub fn log(message: impl Into<String>) {
     ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message.into(), "pg_parallel_backup")
         .report(PgLogLevel::LOG);
+}
+
+/// Looks at what unwinds after an ERROR: its SQLSTATE, message and hint.
+pub fn with_caught(unwinding: &(dyn Any + Send), look: impl FnOnce(SqlState, &str, Option<&str>)) {
+    let report = match unwinding.downcast_ref::<CaughtError>() {
+        Some(CaughtError::PostgresError(report) | CaughtError::ErrorReport(report)) => Some(report),
+        Some(CaughtError::RustPanic { ereport, .. }) => Some(ereport),
+        None => unwinding.downcast_ref::<ErrorReportWithLevel>(),
+    };
+    match report {
+        Some(report) => look(state(report.sql_error_code()), report.message(), report.hint()),
+        None => look(SqlState::INTERNAL_ERROR, "unexpected failure", None),
+    }
+}
+
+/// The SQLSTATE of PostgreSQL's number for it (UNPACK_SQLSTATE).
+fn state(code: PgSqlErrorCode) -> SqlState {
+    let number = code as i32;
+    SqlState::from_bytes(std::array::from_fn(|place| {
+        u8::try_from(number >> (6 * place) & 0x3F).unwrap_or(0).wrapping_add(b'0')
+    }))
 }
 
 /// PostgreSQL's number for a SQLSTATE: six bits a character (MAKE_SQLSTATE).

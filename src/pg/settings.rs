@@ -6,6 +6,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use protocol::features::{self, Feature};
 
 static MAX_BACKUPS: GucSetting<i32> = GucSetting::<i32>::new(8);
+static MAX_LEASE: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static REPLICATION_GRAMMAR: GucSetting<bool> = GucSetting::<bool>::new(false);
 static FEATURES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
@@ -14,12 +15,22 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"pg_parallel_backup.max_backups",
         c"Sets the maximum number of parallel backups that can run at once.",
-        c"A backup counts from START_BACKUP until its connection ends, starts another one, or its last transfer has ended.",
+        c"A backup counts from START_BACKUP until its connection ends, starts another one, or its last transfer has ended; with a lease, until it is released or the lease has run out.",
         &MAX_BACKUPS,
         1,
         1024,
         GucContext::Postmaster,
         GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"pg_parallel_backup.max_lease",
+        c"Sets the longest time that a parallel backup can outlive the connection that has started it.",
+        c"0 means that every backup ends with its connection.",
+        &MAX_LEASE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
     );
     GucRegistry::define_bool_guc(
         c"pg_parallel_backup.replication_grammar",
@@ -66,6 +77,11 @@ fn show(setting: &CStr, value: &CStr) {
 fn reserve_prefix() {
     // SAFETY: a C string, copied.
     unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"pg_parallel_backup".as_ptr()) }
+}
+
+/// `pg_parallel_backup.max_lease`, in seconds.
+pub fn max_lease() -> u32 {
+    u32::try_from(MAX_LEASE.get()).unwrap_or(0)
 }
 
 /// `pg_parallel_backup.max_backups`.

@@ -25,9 +25,13 @@
 #include "libpq/libpq.h"
 #include "libpq/libpq-be.h"
 #include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/slot.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "storage/procsignal.h"
+#include "storage/spin.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
@@ -242,3 +246,29 @@ ppb_increment_has_blocks(IncrementalBackupInfo *info, const char *path,
 }
 
 #endif
+
+/* --- a process of the library's own */
+
+/*
+ * SIGTERM ends it as it ends a backend, at its next look at interrupts; SIGHUP
+ * has it read the configuration; SIGINT does nothing, since there is no query
+ * to cancel.  Signals are blocked until this is called.
+ */
+void
+ppb_take_signals(void)
+{
+	pqsignal(SIGTERM, die);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGINT, SIG_IGN);
+	BackgroundWorkerUnblockSignals();
+}
+
+/* The slot that this process has acquired lets WAL before this position go */
+void
+ppb_advance_slot(XLogRecPtr position)
+{
+	SpinLockAcquire(&MyReplicationSlot->mutex);
+	MyReplicationSlot->data.restart_lsn = position;
+	SpinLockRelease(&MyReplicationSlot->mutex);
+	ReplicationSlotsComputeRequiredLSN();
+}

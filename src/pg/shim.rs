@@ -23,6 +23,7 @@ unsafe extern "C" {
     );
     pub fn ppb_socket() -> c_int;
     pub fn ppb_is_send_pending() -> bool;
+    pub fn ppb_take_signals();
 }
 
 // Functions that may raise an error: to be called through a guard, one at a time.
@@ -35,6 +36,7 @@ unsafe extern "C-unwind" {
     pub fn ppb_secure_write(bytes: *const c_void, length: usize) -> isize;
     pub fn ppb_wait_writable() -> u32;
     pub fn ppb_serve_barriers();
+    pub fn ppb_advance_slot(position: pg_sys::XLogRecPtr);
 }
 
 /// `IncrementalBackupInfo`, which only the server looks into.

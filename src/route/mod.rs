@@ -8,10 +8,11 @@ pub mod sql;
 
 use protocol::Command;
 
+use crate::backup::keeper;
 use crate::command;
 use crate::error::{Error, Result};
 use crate::pg::entry::{self, Patch};
-use crate::pg::{procedure, report, settings};
+use crate::pg::{procedure, report, settings, worker};
 
 /// Sets everything up while the postmaster loads the library.
 pub fn load() {
@@ -21,6 +22,7 @@ pub fn load() {
     entry::without_backtraces();
     settings::define();
     procedure::install();
+    worker::install(keeper::run);
     match entry::install(replication::HANDLERS) {
         Patch::Fits => settings::show_replication_grammar(),
         Patch::Missing => report::log(

@@ -28,6 +28,8 @@ fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
         integer("max_rate", given.int8(4)),
         // From 0.3.0.
         boolean("incremental", given.boolean(5)),
+        integer("lease", given.int4(6).map(i64::from)),
+        text("backup_id", given.text(7)),
     ];
     call(CommandKind::StartBackup, c"START_BACKUP", Invocation::of(info), Vec::new(), options);
 }
@@ -88,8 +90,9 @@ fn parallel_backup_stop_backup(info: pg_sys::FunctionCallInfo) {
         text("backup_id", given.text(0)),
         text("label", given.text(1)),
         boolean("wait", given.boolean(2)),
-        // From 0.3.0.
+        // From 0.3.0, both.
         text("terminate_transfers", given.text(3)),
+        boolean("release", given.boolean(4)),
     ];
     call(CommandKind::StopBackup, c"STOP_BACKUP", Invocation::of(info), Vec::new(), options);
 }

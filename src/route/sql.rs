@@ -10,10 +10,11 @@ use pgrx::prelude::*;
 use protocol::path::encode;
 use protocol::{BackupId, CommandError};
 
+use crate::backup::lease::Lease;
 use crate::backup::registry::{self, State};
 use crate::error::{Error, Result};
 use crate::pg::arguments::Arguments;
-use crate::pg::{backend, report};
+use crate::pg::{backend, interrupt, report};
 
 /// A row a backup. Times are microseconds since PostgreSQL's epoch, sizes bytes, the rate kB/s.
 #[pg_extern(sql = false)]
@@ -35,14 +36,20 @@ fn parallel_backup_get_backups() -> TableIterator<
         name!(total, Option<i64>),
         name!(checksum_failures, i64),
         name!(max_rate, Option<i32>),
+        name!(lease, Option<i32>),
+        name!(lease_left, Option<i32>),
+        name!(keeper, Option<i32>),
     ),
 > {
-    TableIterator::new(registry::reports().into_iter().map(|report| {
+    let now = interrupt::monotonic();
+    TableIterator::new(registry::reports().into_iter().map(move |report| {
         let backup = report.backup;
         let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let pid = |pid: u32| i32::try_from(pid).unwrap_or_default();
+        let left = |lease: Lease| lease.left(now).map(|left| left.max(0) / 1_000_000);
         (
             backup.id.to_string(),
-            if backup.abandoned { None } else { i32::try_from(backup.owner.pid).ok() },
+            backup.coordinator().map(pid),
             pg_sys::Oid::from(backup.owner.role),
             backend::text_in_server_encoding(backup.label()),
             backup.facts.map(|facts| facts.start_lsn.to_string()),
@@ -55,6 +62,9 @@ fn parallel_backup_get_backups() -> TableIterator<
             report.total.map(count),
             count(report.totals.checksum_failures),
             backup.facts.and_then(|facts| facts.max_rate).and_then(|rate| i32::try_from(rate).ok()),
+            backup.lease.and_then(|lease| i32::try_from(lease.seconds).ok()),
+            backup.lease.and_then(left).and_then(|seconds| i32::try_from(seconds).ok()),
+            backup.lease.and_then(|lease| lease.keeper).map(|keeper| pid(keeper.pid)),
         )
     }))
 }

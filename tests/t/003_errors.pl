@@ -63,7 +63,7 @@ my $no_id = '0123456789abcdef' x 2;
 	for my $case (
 		# Unknown and repeated.
 		[ 'START_BACKUP (FOO)', '42601', qr/^unrecognized START_BACKUP option: "foo"$/, $unknown->('start_backup(foo => boolean)') ],
-		[ 'START_BACKUP (BACKUP_ID 1)', '42601', qr/^unrecognized START_BACKUP option: "backup_id"$/, $unknown->('start_backup(backup_id => unknown)') ],
+		[ 'START_BACKUP (ESTIMATE 1)', '42601', qr/^unrecognized START_BACKUP option: "estimate"$/, $unknown->('start_backup(estimate => integer)') ],
 		[ 'START_BACKUP (WAL)', '42601', qr/^unrecognized START_BACKUP option: "wal"$/, $unknown->('start_backup(wal => boolean)') ],
 		[ 'START_BACKUP (start_backup)', '42601', qr/^unrecognized START_BACKUP option: "start_backup"$/, $unknown->('start_backup(start_backup => boolean)') ],
 		[ "START_BACKUP (LABEL 'a', LABEL 'b')", '42601', qr/^duplicate option "label"$/, $repeated->('label') ],

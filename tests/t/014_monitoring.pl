@@ -46,7 +46,7 @@ is($node->safe_psql('postgres',
 		  FROM pg_attribute WHERE attrelid = 'parallel_backup.backups'::regclass)),
 	'backup_id text, pid integer, usename name, label text, start_lsn pg_lsn, start_tli bigint, '
 	. 'state text, started timestamp with time zone, workers integer, files bigint, bytes bigint, '
-	. 'total bigint, checksum_failures bigint, max_rate integer',
+	. 'total bigint, checksum_failures bigint, max_rate integer, lease integer, attached boolean, lease_left integer, keeper integer',
 	'columns of the view');
 
 # While a backup runs.

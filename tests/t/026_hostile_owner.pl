@@ -108,12 +108,24 @@ my $to_0_2_0 = q(
 		compression text DEFAULT NULL, compression_level int4 DEFAULT NULL)
 		LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_send_files_content_wrapper';
 	ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.send_files_content;
+	ALTER EXTENSION pg_parallel_backup DROP VIEW parallel_backup.backups;
+	DROP VIEW parallel_backup.backups;
+	ALTER EXTENSION pg_parallel_backup DROP FUNCTION parallel_backup.get_backups;
+	DROP FUNCTION parallel_backup.get_backups;
+	CREATE FUNCTION parallel_backup.get_backups(OUT backup_id text, OUT pid int4, OUT role oid, OUT label text, OUT start_lsn text,
+		OUT start_tli int8, OUT state text, OUT started int8, OUT workers int4, OUT files int8, OUT bytes int8, OUT total int8,
+		OUT checksum_failures int8, OUT max_rate int4) RETURNS SETOF record LANGUAGE c STRICT VOLATILE PARALLEL RESTRICTED
+		AS '$libdir/pg_parallel_backup', 'parallel_backup_get_backups_wrapper';
+	ALTER EXTENSION pg_parallel_backup ADD FUNCTION parallel_backup.get_backups;
+	CREATE VIEW parallel_backup.backups AS SELECT * FROM parallel_backup.get_backups();
+	ALTER EXTENSION pg_parallel_backup ADD VIEW parallel_backup.backups;
 	UPDATE pg_extension SET extnamespace = 'parallel_backup'::regnamespace, extversion = '0.2.0' WHERE extname = 'pg_parallel_backup';
 	INSERT INTO pg_depend SELECT 'pg_extension'::regclass, oid, 0, 'pg_namespace'::regclass, extnamespace, 0, 'n' FROM pg_extension WHERE extname = 'pg_parallel_backup';
 	ALTER SCHEMA parallel_backup OWNER TO mallory;
 	COMMIT;);
 my $update = 'ALTER EXTENSION pg_parallel_backup UPDATE';
 $node->safe_psql('app', $to_0_2_0);
+is($node->safe_psql('app', 'SELECT count(*) FROM parallel_backup.backups'), '0', 'the view of an extension that was not updated');
 as_mallory('GRANT ALL ON SCHEMA parallel_backup TO pg_monitor WITH GRANT OPTION; GRANT CREATE ON SCHEMA parallel_backup TO PUBLIC');
 as_mallory(q(CREATE PROCEDURE parallel_backup.start_backup(label text) LANGUAGE sql AS 'SELECT 1'));
 refused($update, qr/ERROR:  55000: schema "parallel_backup" has objects that do not belong to extension.*DETAIL:  These are: function start_backup\(mallory\.text\)\./s,

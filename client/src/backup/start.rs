@@ -44,6 +44,7 @@ impl Backup<'_> {
             verify_checksums: self.options.verify_checksums,
             max_rate: self.options.max_rate,
             incremental: self.options.incremental.is_some(),
+            lease: None,
         });
         coordinator.send_command(&command)?;
         let mut reply = Reply::new(coordinator);

@@ -27,6 +27,7 @@ impl Command {
                 arguments.bare("verify_checksums", (!start.verify_checksums).then_some(false));
                 arguments.bare("max_rate", start.max_rate);
                 arguments.bare("incremental", start.incremental.then_some(true));
+                arguments.bare("lease", start.lease);
             }
             Self::SendFileList(list) => {
                 arguments.backup_id(list.backup_id);
@@ -57,6 +58,11 @@ impl Command {
                 if !stop.terminate_transfers.is_empty() {
                     arguments.quoted("terminate_transfers", pid_list(&stop.terminate_transfers).as_bytes());
                 }
+            }
+            Self::Attach(id) => arguments.backup_id(Some(*id)),
+            Self::Release(id) => {
+                arguments.backup_id(*id);
+                arguments.bare("release", Some(true));
             }
         }
         let procedure = format!("CALL parallel_backup.{}", self.kind().name().to_ascii_lowercase());

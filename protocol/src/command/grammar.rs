@@ -30,6 +30,9 @@ impl Command {
                 if start.incremental {
                     options.bare("INCREMENTAL");
                 }
+                if let Some(lease) = start.lease {
+                    options.bare(&format!("LEASE {lease}"));
+                }
             }
             Self::SendFileList(list) => {
                 options.backup_id(list.backup_id);
@@ -71,6 +74,11 @@ impl Command {
                 if !stop.terminate_transfers.is_empty() {
                     options.bare(&format!("TERMINATE_TRANSFERS '{}'", pid_list(&stop.terminate_transfers)));
                 }
+            }
+            Self::Attach(id) => options.backup_id(Some(*id)),
+            Self::Release(id) => {
+                options.backup_id(*id);
+                options.bare("RELEASE");
             }
         }
         if !options.0.is_empty() {

@@ -66,6 +66,10 @@ pub enum Command {
     SendFilesContent(SendFilesContent),
     /// STOP_BACKUP.
     StopBackup(StopBackup),
+    /// START_BACKUP with BACKUP_ID: become the coordinator of a backup that has a lease.
+    Attach(BackupId),
+    /// STOP_BACKUP with RELEASE: give a backup up; without a name it is the session's own.
+    Release(Option<BackupId>),
 }
 
 /// START_BACKUP's options.
@@ -83,6 +87,9 @@ pub struct StartBackup {
     pub max_rate: Option<u32>,
     /// Only what has changed since the backup whose manifest was uploaded.
     pub incremental: bool,
+    /// How many seconds the backup is to outlive its coordinator; `None` if nothing was said of it, and 0 is
+    /// not at all.
+    pub lease: Option<u32>,
 }
 
 impl Default for StartBackup {
@@ -94,6 +101,7 @@ impl Default for StartBackup {
             verify_checksums: true,
             max_rate: None,
             incremental: false,
+            lease: None,
         }
     }
 }
@@ -222,6 +230,14 @@ pub enum CommandError {
     /// An option given twice.
     #[error("duplicate option \"{0}\"")]
     DuplicateOption(String),
+    /// An option beside one that stands alone.
+    #[error("option \"{option}\" cannot be used with {alone}")]
+    StandsAlone {
+        /// The other option's name.
+        option: String,
+        /// The one that stands alone.
+        alone: &'static str,
+    },
     /// A value of the wrong kind.
     #[error("{option} requires {wanted}")]
     WrongKind {
@@ -293,6 +309,7 @@ impl CommandError {
         match self {
             Self::UnknownOption { .. }
             | Self::DuplicateOption(_)
+            | Self::StandsAlone { .. }
             | Self::WrongKind { .. }
             | Self::UnknownWord { .. }
             | Self::NoCompression(_)
@@ -325,10 +342,10 @@ impl Command {
     /// Which of the four.
     pub const fn kind(&self) -> CommandKind {
         match self {
-            Self::StartBackup(_) => CommandKind::StartBackup,
+            Self::StartBackup(_) | Self::Attach(_) => CommandKind::StartBackup,
             Self::SendFileList(_) => CommandKind::SendFileList,
             Self::SendFilesContent(_) => CommandKind::SendFilesContent,
-            Self::StopBackup(_) => CommandKind::StopBackup,
+            Self::StopBackup(_) | Self::Release(_) => CommandKind::StopBackup,
         }
     }
 }

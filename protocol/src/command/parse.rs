@@ -20,18 +20,19 @@ impl Command {
     ) -> Result<Self, CommandError> {
         let options = Options::new(kind, options);
         match kind {
-            CommandKind::StartBackup => parse_start_backup(options).map(Self::StartBackup),
+            CommandKind::StartBackup => parse_start_backup(options),
             CommandKind::SendFileList => parse_send_file_list(options).map(Self::SendFileList),
             CommandKind::SendFilesContent => {
                 parse_send_files_content(files, options).map(Self::SendFilesContent)
             }
-            CommandKind::StopBackup => parse_stop_backup(options).map(Self::StopBackup),
+            CommandKind::StopBackup => parse_stop_backup(options),
         }
     }
 }
 
-fn parse_start_backup(mut options: Options) -> Result<StartBackup, CommandError> {
+fn parse_start_backup(mut options: Options) -> Result<Command, CommandError> {
     let mut command = StartBackup::default();
+    let mut attach = None;
     while let Some((name, value)) = options.next()? {
         match &*name {
             b"label" => command.label = value.text("label")?,
@@ -52,10 +53,16 @@ fn parse_start_backup(mut options: Options) -> Result<StartBackup, CommandError>
                 }
             }
             b"incremental" => command.incremental = value.boolean("incremental")?,
+            b"lease" => command.lease = Some(value.seconds("lease")?),
+            b"backup_id" => attach = Some(value.backup_id()?),
             _ => return Err(options.unknown(&name)),
         }
     }
-    Ok(command)
+    match attach {
+        // What it would have to say was settled when the backup started.
+        Some(id) => options.none_but(&[b"backup_id"], "BACKUP_ID").map(|()| Command::Attach(id)),
+        None => Ok(Command::StartBackup(command)),
+    }
 }
 
 fn parse_send_file_list(mut options: Options) -> Result<SendFileList, CommandError> {
@@ -190,18 +197,24 @@ fn parse_file(file: RawFile, lists: &mut usize) -> Result<FileRequest, CommandEr
     Ok(FileRequest { path, extent })
 }
 
-fn parse_stop_backup(mut options: Options) -> Result<StopBackup, CommandError> {
+fn parse_stop_backup(mut options: Options) -> Result<Command, CommandError> {
     let mut command = StopBackup::default();
+    let mut release = false;
     while let Some((name, value)) = options.next()? {
         match &*name {
             b"backup_id" => command.backup_id = Some(value.backup_id()?),
             b"label" => command.label = Some(value.text("label")?),
             b"wait" => command.wait = value.boolean("wait")?,
             b"terminate_transfers" => command.terminate_transfers = value.pids("terminate_transfers")?,
+            b"release" => release = value.boolean("release")?,
             _ => return Err(options.unknown(&name)),
         }
     }
-    Ok(command)
+    if release {
+        options.none_but(&[b"release", b"backup_id"], "RELEASE")?;
+        return Ok(Command::Release(command.backup_id));
+    }
+    Ok(Command::StopBackup(command))
 }
 
 fn unknown_word(what: &'static str, value: &[u8]) -> CommandError {
@@ -227,6 +240,14 @@ impl Options {
         }
         self.seen.push(option.name.clone());
         Ok(Some((option.name, Value(option.value))))
+    }
+
+    /// Fails if there was an option beside these, with which `alone` may not be used.
+    fn none_but(&self, these: &[&[u8]], alone: &'static str) -> Result<(), CommandError> {
+        match self.seen.iter().find(|name| !these.contains(&&***name)) {
+            Some(name) => Err(CommandError::StandsAlone { option: encode(name), alone }),
+            None => Ok(()),
+        }
     }
 
     fn unknown(&self, name: &[u8]) -> CommandError {
@@ -269,6 +290,15 @@ impl Value {
             None => None,
         };
         number.ok_or(CommandError::WrongKind { option, wanted: "an integer value" })
+    }
+
+    /// A number of seconds, at most what an int32 holds.
+    fn seconds(self, option: &'static str) -> Result<u32, CommandError> {
+        let number = self.integer(option)?;
+        i32::try_from(number)
+            .ok()
+            .and_then(|number| u32::try_from(number).ok())
+            .ok_or_else(|| CommandError::OutOfRange { option, value: number.to_string() })
     }
 
     /// A number of bytes, at most what an int64 holds.

@@ -42,6 +42,52 @@ fn defaults() {
     );
 }
 
+/// START_BACKUP with BACKUP_ID and STOP_BACKUP with RELEASE, which say nothing else.
+#[test]
+fn attach_and_release() {
+    let id: BackupId = ID.parse().unwrap();
+    let parse = |kind, options| Command::parse(kind, vec![], options);
+    let (begin, end) = (CommandKind::StartBackup, CommandKind::StopBackup);
+    assert_eq!(parse(begin, vec![word("backup_id", ID)]), Ok(Command::Attach(id)));
+    assert_eq!(parse(end, vec![flag("release")]), Ok(Command::Release(None)));
+    let named = vec![word("backup_id", ID), word("release", "on")];
+    assert_eq!(parse(end, named), Ok(Command::Release(Some(id))));
+    let not_now = parse(end, vec![word("release", "off"), word("wait", "off")]);
+    assert_eq!(not_now, Ok(Command::StopBackup(StopBackup { wait: false, ..StopBackup::default() })));
+    for command in [Command::Attach(id), Command::Release(None), Command::Release(Some(id))] {
+        assert!(String::from_utf8(command.to_bytes()).unwrap().starts_with(command.kind().name()));
+    }
+    let refused = |kind, options| {
+        let error = parse(kind, options).unwrap_err();
+        (error.sqlstate(), error.to_string())
+    };
+    assert_eq!(
+        refused(begin, vec![flag("progress"), word("backup_id", ID)]),
+        (SqlState::SYNTAX_ERROR, "option \"progress\" cannot be used with BACKUP_ID".to_owned())
+    );
+    assert_eq!(
+        refused(end, vec![flag("release"), word("wait", "off")]),
+        (SqlState::SYNTAX_ERROR, "option \"wait\" cannot be used with RELEASE".to_owned())
+    );
+    assert_eq!(refused(begin, vec![word("backup_id", "x")]).0, SqlState::UNDEFINED_OBJECT);
+}
+
+#[test]
+fn leases() {
+    let lease = |option: RawOption| start(vec![option]).map(|command| command.lease);
+    assert_eq!(lease(flag("progress")), Ok(None));
+    assert_eq!(lease(number("lease", 0)), Ok(Some(0)));
+    assert_eq!(lease(word("lease", "2147483647")), Ok(Some(i32::MAX as u32)));
+    for wrong in ["-1", "2147483648"] {
+        let error = lease(word("lease", wrong)).unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER_VALUE);
+        assert_eq!(error.to_string(), format!("{wrong} is outside the valid range for parameter \"lease\""));
+    }
+    for wrong in [flag("lease"), word("lease", "1h")] {
+        assert_eq!(lease(wrong).unwrap_err().sqlstate(), SqlState::SYNTAX_ERROR);
+    }
+}
+
 #[test]
 fn process_ids() {
     let pids = |value: RawOption| -> Result<Vec<u32>, CommandError> {
@@ -70,6 +116,7 @@ fn all_options_of_start_backup() {
         word("verify_checksums", "off"),
         number("max_rate", 32),
         flag("incremental"),
+        word("lease", "300"),
     ]);
     assert_eq!(
         command,
@@ -80,6 +127,7 @@ fn all_options_of_start_backup() {
             verify_checksums: false,
             max_rate: Some(32),
             incremental: true,
+            lease: Some(300),
         })
     );
 }
@@ -280,7 +328,7 @@ fn compression_in_whatever_order() {
 #[test]
 fn text_of_the_commands() {
     let path = |text: &str| BackupPath::parse(text.as_bytes()).unwrap();
-    let cases: [(Command, &str); 7] = [
+    let cases: [(Command, &str); 9] = [
         (
             Command::StartBackup(StartBackup { label: b"it's".to_vec(), ..StartBackup::default() }),
             "START_BACKUP (LABEL 'it''s', CHECKPOINT 'spread')",
@@ -293,10 +341,13 @@ fn text_of_the_commands() {
                 verify_checksums: false,
                 max_rate: Some(1024),
                 incremental: true,
+                lease: Some(0),
             }),
             "START_BACKUP (LABEL 'l', CHECKPOINT 'fast', PROGRESS, VERIFY_CHECKSUMS false, MAX_RATE 1024, \
-             INCREMENTAL)",
+             INCREMENTAL, LEASE 0)",
         ),
+        (Command::Attach(ID.parse().unwrap()), "START_BACKUP (BACKUP_ID '00112233445566778899aabbccddeeff')"),
+        (Command::Release(None), "STOP_BACKUP (RELEASE)"),
         (Command::SendFileList(SendFileList::default()), "SEND_FILE_LIST"),
         (
             Command::SendFilesContent(SendFilesContent {
@@ -342,7 +393,7 @@ fn text_of_the_commands() {
 #[test]
 fn calls_of_the_procedures() {
     let path = |text: &str| BackupPath::parse(text.as_bytes()).unwrap();
-    let cases: [(Command, &str); 7] = [
+    let cases: [(Command, &str); 9] = [
         (
             Command::StartBackup(StartBackup {
                 label: br"it's a \ label".to_vec(),
@@ -358,9 +409,10 @@ fn calls_of_the_procedures() {
                 verify_checksums: false,
                 max_rate: Some(1024),
                 incremental: true,
+                lease: Some(0),
             }),
             "CALL parallel_backup.start_backup(label => 'l', checkpoint => 'fast', progress => true, \
-             verify_checksums => false, max_rate => 1024, incremental => true)",
+             verify_checksums => false, max_rate => 1024, incremental => true, lease => 0)",
         ),
         (Command::SendFileList(SendFileList::default()), "CALL parallel_backup.send_file_list()"),
         (
@@ -397,6 +449,14 @@ fn calls_of_the_procedures() {
              file_checksum => 'CRC32C', compression => 'zstd', compression_level => -3, compression_detail => 'long')",
         ),
         (Command::StopBackup(StopBackup::default()), "CALL parallel_backup.stop_backup()"),
+        (
+            Command::Attach(ID.parse().unwrap()),
+            "CALL parallel_backup.start_backup(backup_id => '00112233445566778899aabbccddeeff')",
+        ),
+        (
+            Command::Release(ID.parse().ok()),
+            "CALL parallel_backup.stop_backup(backup_id => '00112233445566778899aabbccddeeff', release => true)",
+        ),
         (
             Command::StopBackup(StopBackup {
                 backup_id: None,

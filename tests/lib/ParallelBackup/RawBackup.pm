@@ -36,7 +36,7 @@ use constant RANGE_BYTES => 4 * 1024 * 1024;
 # tablespaces   oid => directory of the copy's tablespace
 # wal           0: do not fetch WAL
 # prior         text of the manifest that it is an increment to
-# after_start, after_list, before_stop   called with the state
+# after_start, after_list, before_stop   called with the state, whose coordinator they may replace
 sub raw_backup
 {
 	my ($node, $directory, %params) = @_;
@@ -70,7 +70,7 @@ sub raw_backup
 		_mkdir($target) if defined $target;
 	}
 
-	my @list = list_files($coordinator);
+	my @list = list_files($state->{coordinator});
 	$state->{list} = \@list;
 	$params{after_list}->($state) if $params{after_list};
 
@@ -115,7 +115,7 @@ sub raw_backup
 	$params{before_stop}->($state) if $params{before_stop};
 
 	my $stop = $state->{stop} =
-	  stop_backup($coordinator, %{ $params{stop} || {} });
+	  stop_backup($state->{coordinator}, %{ $params{stop} || {} });
 
 	_write($state, 'backup_label', $stop->{totals}{labelfile});
 	_write($state, 'global/pg_control', $stop->{controlfile});
