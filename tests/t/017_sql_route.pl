@@ -48,7 +48,7 @@ sub usable
 
 	$psql->('CREATE EXTENSION pg_parallel_backup');
 	is($psql->("SELECT extversion = default_version FROM pg_extension JOIN pg_available_extensions ON name = extname WHERE extname = 'pg_parallel_backup'"), 't', "$server: the default version");
-	is($psql->("SELECT count(*) FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.deptype = 'e' WHERE pronamespace = 'parallel_backup'::regnamespace AND prokind = 'p'"), 4, "$server: the four procedures");
+	is($psql->("SELECT count(*) FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.deptype = 'e' WHERE pronamespace = 'parallel_backup'::regnamespace AND prokind = 'p'"), 5, "$server: the four procedures, and that of manifests");
 	$psql->(q(
 		CREATE ROLE plain LOGIN IN ROLE pg_read_server_files;
 		CREATE ROLE other LOGIN REPLICATION;

@@ -503,7 +503,11 @@ impl Queue {
         while let Some(place) = state.tablespaces[number].left.clone().next() {
             let file = state.order[place];
             let cost = list.files[file].cost();
-            let parts = if batch.is_empty() { self.parts(&list, file, share) } else { Vec::new() };
+            let parts = self.parts(&list, file, share);
+            // One that comes in parts is begun by itself.
+            if !parts.is_empty() && !batch.is_empty() {
+                break;
+            }
             let size =
                 parts.first().and_then(|first| first.part).map_or(list.files[file].size, |part| part.length);
             if !self.has_room(state, size) || !load.takes(cost) {
