@@ -14,10 +14,9 @@ use ParallelBackup::Test;
 
 use constant { KB => 1024, MB => 1024 * 1024 };
 
-my $node = parallel_node('main');
+my $node = parallel_node('main', extension => 1);
 my $pgdata = $node->data_dir;
 $node->safe_psql('postgres', q(
-	CREATE EXTENSION pg_parallel_backup;
 	CREATE TABLE t AS SELECT generate_series(1, 100000) AS id;
 	CHECKPOINT;));
 my $table = $node->safe_psql('postgres', "SELECT pg_relation_filepath('t')");
