@@ -140,6 +140,19 @@ CONF
 	$copy->stop;
 }
 
+# Through a pipe: gzip is everywhere.
+{
+	my $copy = PostgreSQL::Test::Cluster->new('stream');
+	local $ENV{COMPRESS} = 'gzip -1';
+	mkdir $copy->data_dir, 0700 or die 'could not create directory: ' . $copy->data_dir;
+	command_ok([ 'bash', '-c', 'set -o pipefail; "$1" "$2" -c fast | gzip -dc | tar -x -C "$3"', 'bash', "$recipes/stream.sh", $connstr, $copy->data_dir ], 'stream: it runs');
+	command_ok([ 'pg_verifybackup', $copy->data_dir ], 'stream: pg_verifybackup');
+	start_copy($copy, conf => "archive_mode = off\n");
+	is($copy->safe_psql('postgres', 'SELECT count(*) FROM t'), 20000, 'stream: data of the copy');
+	$copy->stop;
+	command_fails([ 'bash', '-c', '"$1" host=/nowhere >/dev/null', 'bash', "$recipes/stream.sh" ], 'stream: the exit code is that of the backup');
+}
+
 sub strftime_utc
 {
 	my @now = gmtime;
