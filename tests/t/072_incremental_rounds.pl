@@ -103,15 +103,20 @@ my @deeds = (
 	sub {
 		my @names = split /\n/, on('postgres', q(SELECT datname FROM pg_database WHERE datname ~ '^d[0-9]+$'));
 		on('postgres', 'DROP DATABASE ' . pick(@names)) if @names > 2;
-	},
-	sub {
-		my @names = split /\n/, on('postgres', q(SELECT datname FROM pg_database WHERE datname ~ '^d[0-9]+$'));
-		on('postgres', 'ALTER DATABASE ' . pick(@names) . ' SET TABLESPACE ' . pick('ts', 'pg_default')) if @names;
 	});
+
+# Not while a backup runs: replay copies the directory as it finds it, and neither place may be in the copy. A
+# database that is moved during pg_basebackup is lost in the same way.
+sub move_database
+{
+	my @names = split /\n/, on('postgres', q(SELECT datname FROM pg_database WHERE datname ~ '^d[0-9]+$'));
+	on('postgres', 'ALTER DATABASE ' . pick(@names) . ' SET TABLESPACE ' . pick('ts', 'pg_default')) if @names;
+	return;
+}
 
 sub some_deeds
 {
-	pick(@deeds)->() for 1 .. pick(2, 4, 8);
+	pick(@deeds, \&move_database)->() for 1 .. pick(2, 4, 8);
 	return;
 }
 
@@ -209,11 +214,10 @@ for my $round (1 .. $rounds)
 	}
 	start_load();
 	some_deeds();
-	my @chain = ("r${round}_full");
-	take($chain[0], $node, undef, 1);
 	if ($round % 2 || !$standby)
 	{
-		# From a backup of our own: a relation with pages that are in no WAL.
+		# From a backup of our own: a relation with pages that are in no WAL. It has summaries only of WAL that it
+		# has received itself, and so is there before the chain begins.
 		retire($standby) if $standby;
 		$standby = PostgreSQL::Test::Cluster->new("standby$round");
 		my $place = $space{ $standby->name } = "$tempdir/standby${round}_ts";
@@ -222,6 +226,8 @@ for my $round (1 .. $rounds)
 			'a standby');
 		start_copy($standby);
 	}
+	my @chain = ("r${round}_full");
+	take($chain[0], $node, undef, 1);
 	for my $link (1 .. 3 + int rand 2)
 	{
 		some_deeds();
