@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::pg::progress::{self, Phase};
 use crate::pg::wire::{put_message, tag};
 use crate::pg::{checksum_stats, server, wal, walsender};
-use crate::stream::content::{Content, Pace, PageCheck, Sender};
+use crate::stream::content::{Content, PageCheck, Sender, TransferControl};
 use crate::stream::parts::Wanted;
 use crate::stream::throttle;
 
@@ -235,7 +235,7 @@ impl<'a> HandlePace<'a> {
     }
 }
 
-impl Pace for HandlePace<'_> {
+impl TransferControl for HandlePace<'_> {
     fn poll(&self) -> Result<()> {
         self.handle.poll()
     }

@@ -23,18 +23,19 @@ use crate::stream::rows::Reply;
 
 /// Starts a backup that this session is the coordinator of.
 pub fn run(command: &StartBackup) -> Result<()> {
-    make_room()?;
     let granted = command.lease.map(|seconds| seconds.min(settings::max_lease()));
     let lease = granted.filter(|seconds| *seconds > 0);
+    // What is refused costs neither a stopped backup, which may be asked for again, nor an uploaded manifest, which
+    // serves the next START_BACKUP.
+    if lease.is_some() && command.incremental {
+        return Err(Error::LeaseOfIncrement);
+    }
     if lease.is_some() && command.label.len() > server::MAX_PATH {
         // The keeper finds no more of it in shared memory.
         return Err(Error::LabelTooLong { limit: server::MAX_PATH });
     }
+    make_room()?;
     let id = server::random_bytes().map(BackupId::from_bytes).ok_or(Error::NoRandom)?;
-    // Before anything is taken: what was uploaded serves the next START_BACKUP.
-    if lease.is_some() && command.incremental {
-        return Err(Error::LeaseOfIncrement);
-    }
     let increment = if command.incremental { Some(Rc::new(prior::take()?)) } else { None };
     let wanted = Wanted {
         checkpoint: command.checkpoint,

@@ -7,8 +7,10 @@
 use std::ffi::CStr;
 
 use pgrx::prelude::*;
-use protocol::command::{RawFile, RawOption, RawValue};
-use protocol::{Command, CommandKind};
+use protocol::CommandKind;
+use protocol::command::{
+    FileOptions, SendFileListOptions, SendFilesContentOptions, StartBackupOptions, StopBackupOptions,
+};
 
 use crate::command;
 use crate::error::{Error, Result};
@@ -20,26 +22,30 @@ use crate::pg::{guard, report, role};
 #[pg_extern(sql = false)]
 fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
-    let options = [
-        text("label", given.text(0)),
-        text("checkpoint", given.text(1)),
-        boolean("progress", given.boolean(2)),
-        boolean("verify_checksums", given.boolean(3)),
-        integer("max_rate", given.int8(4)),
+    let options = StartBackupOptions {
+        label: given.text(0),
+        checkpoint: given.text(1),
+        progress: given.boolean(2),
+        verify_checksums: given.boolean(3),
+        max_rate: given.int8(4),
         // From 0.3.0.
-        boolean("incremental", given.boolean(5)),
-        integer("lease", given.int4(6).map(i64::from)),
-        text("backup_id", given.text(7)),
-    ];
-    call(CommandKind::StartBackup, c"START_BACKUP", Invocation::of(info), Vec::new(), options);
+        incremental: given.boolean(5),
+        lease: given.int4(6).map(i64::from),
+        backup_id: given.text(7),
+    };
+    log(CommandKind::StartBackup, options.backup_id.as_deref(), None);
+    carry_out(c"START_BACKUP", Invocation::of(info), Transaction::Own, || super::carry_out(options.check()));
 }
 
 /// SEND_FILE_LIST.
 #[pg_extern(sql = false)]
 fn parallel_backup_send_file_list(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
-    let options = [text("backup_id", given.text(0)), boolean("estimate", given.boolean(1))];
-    call(CommandKind::SendFileList, c"SEND_FILE_LIST", Invocation::of(info), Vec::new(), options);
+    let options = SendFileListOptions { backup_id: given.text(0), estimate: given.boolean(1) };
+    log(CommandKind::SendFileList, options.backup_id.as_deref(), None);
+    carry_out(c"SEND_FILE_LIST", Invocation::of(info), Transaction::None, || {
+        super::carry_out(options.check())
+    });
 }
 
 /// SEND_FILES_CONTENT. Offsets, lengths and lists of blocks belong to the files at the same place; a NULL, or an
@@ -47,54 +53,50 @@ fn parallel_backup_send_file_list(info: pg_sys::FunctionCallInfo) {
 #[pg_extern(sql = false)]
 fn parallel_backup_send_files_content(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
-    let (offsets, lengths) = (given.int8s(2), given.int8s(3));
+    let mut offsets = given.int8s(2).unwrap_or_default().into_iter();
+    let mut lengths = given.int8s(3).unwrap_or_default().into_iter();
     // From 0.3.0.
     let mut blocks = given.texts(9).unwrap_or_default().into_iter();
-    let at = |numbers: &Option<Vec<Option<i64>>>, place: usize| {
-        numbers.as_ref().and_then(|numbers| numbers.get(place).copied().flatten())
-    };
-    let files = given
+    let files: Vec<FileOptions> = given
         .texts(0)
         .unwrap_or_default()
         .into_iter()
-        .enumerate()
-        .map(|(place, path)| RawFile {
+        .map(|path| FileOptions {
             path: path.unwrap_or_default(),
-            options: [
-                integer("offset", at(&offsets, place)),
-                integer("length", at(&lengths, place)),
-                text("blocks", blocks.next().flatten()),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
+            offset: offsets.next().flatten(),
+            length: lengths.next().flatten(),
+            blocks: blocks.next().flatten(),
         })
         .collect();
-    let options = [
-        text("backup_id", given.text(1)),
-        boolean("verify_checksums", given.boolean(4)),
-        text("file_checksum", given.text(5)),
-        text("compression", given.text(6)),
-        integer("compression_level", given.int4(7).map(i64::from)),
+    let options = SendFilesContentOptions {
+        backup_id: given.text(1),
+        verify_checksums: given.boolean(4),
+        file_checksum: given.text(5),
+        compression: given.text(6),
+        compression_level: given.int4(7).map(i64::from),
         // From 0.3.0.
-        text("compression_detail", given.text(8)),
-    ];
-    call(CommandKind::SendFilesContent, c"SEND_FILES_CONTENT", Invocation::of(info), files, options);
+        compression_detail: given.text(8),
+    };
+    log(CommandKind::SendFilesContent, options.backup_id.as_deref(), Some(files.len()));
+    carry_out(c"SEND_FILES_CONTENT", Invocation::of(info), Transaction::None, || {
+        super::carry_out(options.check(files))
+    });
 }
 
 /// STOP_BACKUP.
 #[pg_extern(sql = false)]
 fn parallel_backup_stop_backup(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
-    let options = [
-        text("backup_id", given.text(0)),
-        text("label", given.text(1)),
-        boolean("wait", given.boolean(2)),
+    let options = StopBackupOptions {
+        backup_id: given.text(0),
+        label: given.text(1),
+        wait: given.boolean(2),
         // From 0.3.0, both.
-        text("terminate_transfers", given.text(3)),
-        boolean("release", given.boolean(4)),
-    ];
-    call(CommandKind::StopBackup, c"STOP_BACKUP", Invocation::of(info), Vec::new(), options);
+        terminate_transfers: given.text(3),
+        release: given.boolean(4),
+    };
+    log(CommandKind::StopBackup, options.backup_id.as_deref(), None);
+    carry_out(c"STOP_BACKUP", Invocation::of(info), Transaction::Own, || super::carry_out(options.check()));
 }
 
 /// UPLOAD_MANIFEST, in pieces.
@@ -111,28 +113,8 @@ fn parallel_backup_upload_manifest(info: pg_sys::FunctionCallInfo) {
     });
 }
 
-/// Carries out a command; an argument that is NULL is an option that was not given.
-fn call(
-    kind: CommandKind,
-    name: &'static CStr,
-    invocation: Invocation,
-    files: Vec<RawFile>,
-    options: impl IntoIterator<Item = Option<RawOption>>,
-) {
-    let options: Vec<RawOption> = options.into_iter().flatten().collect();
-    if procedure::log_commands() {
-        report::log(describe(kind, files.len(), &options));
-    }
-    // Only what sends for long must be without a transaction; what enters and leaves backup mode
-    // is cleaned up by one.
-    let transaction = match kind {
-        CommandKind::StartBackup | CommandKind::StopBackup => Transaction::Own,
-        CommandKind::SendFileList | CommandKind::SendFilesContent => Transaction::None,
-    };
-    carry_out(name, invocation, transaction, || super::carry_out(Command::parse(kind, files, options)));
-}
-
-/// Does a procedure's work and reports its error.
+/// Does a procedure's work and reports its error. Only what sends for long must be without a transaction; what
+/// enters and leaves backup mode is cleaned up by one.
 fn carry_out(
     name: &'static CStr,
     invocation: Invocation,
@@ -157,32 +139,17 @@ fn check_rights(name: &'static CStr) -> Result<()> {
     Err(Error::NotForThisRole { procedure: name.to_str().unwrap_or_default() })
 }
 
-/// The log line: command, backup and number of files, as log_replication_commands asks for.
-fn describe(kind: CommandKind, files: usize, options: &[RawOption]) -> String {
+/// Logs command, backup and number of files, as log_replication_commands asks for.
+fn log(kind: CommandKind, id: Option<&[u8]>, files: Option<usize>) {
+    if !procedure::log_commands() {
+        return;
+    }
     let mut line = format!("received parallel backup command: {kind}");
-    let id =
-        options.iter().find(|option| option.name == b"backup_id").and_then(|option| option.value.as_ref());
-    if let Some(RawValue::Text(id)) = id {
+    if let Some(id) = id {
         line += &format!(", backup {}", protocol::path::encode(id));
     }
-    if kind == CommandKind::SendFilesContent {
+    if let Some(files) = files {
         line += &format!(", {files} files");
     }
-    line
-}
-
-fn text(name: &str, value: Option<Vec<u8>>) -> Option<RawOption> {
-    value.map(|value| option(name, RawValue::Text(value)))
-}
-
-fn boolean(name: &str, value: Option<bool>) -> Option<RawOption> {
-    integer(name, value.map(i64::from))
-}
-
-fn integer(name: &str, value: Option<i64>) -> Option<RawOption> {
-    value.map(|value| option(name, RawValue::Integer(value)))
-}
-
-fn option(name: &str, value: RawValue) -> RawOption {
-    RawOption { name: name.as_bytes().to_vec(), value: Some(value) }
+    report::log(line);
 }

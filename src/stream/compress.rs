@@ -8,7 +8,7 @@ use protocol::compression::WireCompression;
 use protocol::frame::{Compression, Frame};
 
 use crate::error::Result;
-use crate::stream::content::{Pace, poll};
+use crate::stream::content::{TransferControl, poll};
 use crate::stream::outbox::{CHUNK, Outbox};
 
 /// What is tried before it is said how a file comes. A block of zstd's, so that a stream loses nothing by being
@@ -45,7 +45,7 @@ impl Compressor {
         length: u64,
         head: impl Fn(Compression) -> Frame<'f>,
         outbox: &mut Outbox,
-        pace: &impl Pace,
+        pace: &impl TransferControl,
         mut read: impl FnMut(&mut [u8]) -> Result<()>,
     ) -> Result<u64> {
         poll(outbox, pace)?;
@@ -89,7 +89,7 @@ impl Compressor {
 }
 
 /// Sends bytes that are in memory, compressed ones or not, as their turn comes.
-fn put(bytes: &[u8], outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
+fn put(bytes: &[u8], outbox: &mut Outbox, pace: &impl TransferControl) -> Result<()> {
     for turn in bytes.chunks(pace.chunk(CHUNK).min(CHUNK)) {
         // Nothing that has had its turn waits for the next.
         if pace.is_limited() {

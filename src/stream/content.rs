@@ -59,7 +59,7 @@ const DIRECT_MINIMUM: u64 = 64 * 1024;
 const REPORTED_FAILURES: u32 = 5;
 
 /// What the sending of a file needs from the backup it belongs to.
-pub trait Pace {
+pub trait TransferControl {
     /// Before each step: serves interrupts, ends a transfer that must end.
     fn poll(&self) -> Result<()>;
     /// Before bytes go out: waits for their turn.
@@ -130,7 +130,7 @@ impl Sender {
     }
 
     /// Serves interrupts between two files.
-    pub fn poll(&mut self, pace: &impl Pace) -> Result<()> {
+    pub fn poll(&mut self, pace: &impl TransferControl) -> Result<()> {
         poll(&mut self.outbox, pace)
     }
 
@@ -144,7 +144,7 @@ impl Sender {
     pub fn send(
         &mut self,
         content: &Content<'_>,
-        pace: &impl Pace,
+        pace: &impl TransferControl,
         after_read: impl Fn() -> Result<()>,
     ) -> Result<Sent> {
         let outbox = &mut self.outbox;
@@ -203,7 +203,7 @@ impl Sender {
 
 /// Serves interrupts. What was said before one that ends the transfer goes out first: by it the
 /// client knows how far the transfer came.
-pub(super) fn poll(outbox: &mut Outbox, pace: &impl Pace) -> Result<()> {
+pub(super) fn poll(outbox: &mut Outbox, pace: &impl TransferControl) -> Result<()> {
     if interrupt::is_pending() {
         outbox.flush();
     }
@@ -223,7 +223,7 @@ fn send_gathered(
     parts: &mut Parts<'_>,
     direct: bool,
     checksum: &mut Checksum,
-    pace: &impl Pace,
+    pace: &impl TransferControl,
     after_read: &impl Fn() -> Result<()>,
 ) -> Result<u64> {
     poll(outbox, pace)?;
@@ -249,7 +249,7 @@ fn send_direct(
     reader: &mut Reader<'_>,
     outbox: &mut Outbox,
     parts: &mut Parts<'_>,
-    pace: &impl Pace,
+    pace: &impl TransferControl,
     after_read: &impl Fn() -> Result<()>,
 ) -> Result<u64> {
     let most = pace.chunk(DIRECT_CHUNK).min(DIRECT_CHUNK) as u64;

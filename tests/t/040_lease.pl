@@ -85,6 +85,11 @@ sub hold_up
 		'the keeper says so');
 	is(scalar @{ fetch($conn, [ map { "pg_wal/$_" } @{ $stop->{wal} } ])->{files} }, scalar @{ $stop->{wal} }, 'WAL');
 
+	# What is refused costs the stopped backup nothing.
+	is_error($conn, 'START_BACKUP (INCREMENTAL, LEASE 10)', '0A000', qr/^an incremental backup cannot have a lease$/,
+		'an incremental backup with a lease');
+	is(stop_backup($conn)->{totals}{files}, 2, 'the answer may be asked for once more');
+
 	# Nothing has to be waited for.
 	my $reply = query_ok($conn, 'STOP_BACKUP (RELEASE)');
 	is(scalar @{ $reply->{results} }, 0, 'RELEASE returns no result set');

@@ -3,6 +3,7 @@
 
 mod call;
 mod grammar;
+mod options;
 mod parse;
 mod upload;
 
@@ -16,6 +17,9 @@ use crate::id::BackupId;
 use crate::path::{BackupPath, PathError};
 use crate::sqlstate::SqlState;
 
+pub use options::{
+    FileOptions, SendFileListOptions, SendFilesContentOptions, StartBackupOptions, StopBackupOptions,
+};
 pub use upload::{MANIFEST_PIECE, ManifestPiece};
 
 /// MAX_RATE's bounds in kB/s: BASE_BACKUP's (`MAX_RATE_LOWER` and `MAX_RATE_UPPER`).
