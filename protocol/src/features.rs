@@ -15,11 +15,13 @@ pub enum Feature {
     Zstd,
     /// START_BACKUP's LEASE and BACKUP_ID, STOP_BACKUP's RELEASE.
     Lease,
+    /// UPLOAD_MANIFEST and START_BACKUP's INCREMENTAL, BLOCKS of SEND_FILES_CONTENT: PostgreSQL from 17 on.
+    Incremental,
 }
 
 impl Feature {
     /// Every feature that this version of the protocol's crate knows, in the order of [`SETTING`].
-    pub const ALL: [Self; 3] = [Self::Lz4, Self::Zstd, Self::Lease];
+    pub const ALL: [Self; 4] = [Self::Lz4, Self::Zstd, Self::Lease, Self::Incremental];
 
     /// Its word.
     pub const fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Feature {
             Self::Lz4 => "lz4",
             Self::Zstd => "zstd",
             Self::Lease => "lease",
+            Self::Incremental => "incremental",
         }
     }
 }
@@ -59,7 +62,7 @@ mod tests {
 
     #[test]
     fn what_one_side_says_the_other_reads() {
-        assert_eq!(setting(Feature::ALL), "lz4, zstd, lease");
+        assert_eq!(setting(Feature::ALL), "lz4, zstd, lease, incremental");
         assert_eq!(Features::parse(&setting(Feature::ALL)), Features(Feature::ALL.to_vec()));
         assert_eq!(Features::parse(""), Features::default());
         let later = Features::parse("zstd,telepathy, zstd-but-better");

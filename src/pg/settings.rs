@@ -5,6 +5,8 @@ use std::ffi::{CStr, CString};
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use protocol::features::{self, Feature};
 
+use crate::pg::incremental;
+
 static MAX_BACKUPS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static MAX_LEASE: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static REPLICATION_GRAMMAR: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -49,7 +51,9 @@ pub fn define() {
         GucFlags::empty(),
     );
     reserve_prefix();
-    show(c"pg_parallel_backup.features", &CString::new(features::setting(Feature::ALL)).unwrap_or_default());
+    let has = |feature: &Feature| *feature != Feature::Incremental || incremental::IS_SUPPORTED;
+    let features = features::setting(Feature::ALL.into_iter().filter(has));
+    show(c"pg_parallel_backup.features", &CString::new(features).unwrap_or_default());
 }
 
 /// Sets `pg_parallel_backup.replication_grammar`, by which clients choose their route.

@@ -6,9 +6,11 @@ use std::path::Path;
 
 use protocol::SqlState;
 use protocol::command::{MANIFEST_PIECE, ManifestPiece};
+use protocol::features::Feature;
 
 use crate::error::{Error, Kind, Result};
 use crate::server::connection::{Route, Session};
+use crate::server::route;
 
 /// First server version that has incremental backups.
 const SINCE: i32 = 170_000;
@@ -18,6 +20,10 @@ pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<()> {
     if coordinator.server_version() < SINCE {
         return Err(Error::local("server does not support incremental backup")
             .with_hint("Incremental backups need PostgreSQL 17 or later."));
+    }
+    if !route::features(coordinator)?.has(Feature::Incremental) {
+        return Err(Error::local("server does not support incremental backup")
+            .with_hint("The extension pg_parallel_backup of the server is older than 0.3.0."));
     }
     let mut file = File::open(path).map_err(|error| Error::io("open file", path, &error))?;
     let read = |buffer: &mut [u8]| loop {

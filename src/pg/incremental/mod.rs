@@ -11,6 +11,9 @@ pub use absent::{Increment, Manifest, Methods, check_summaries, uploaded};
 #[cfg(not(any(feature = "pg15", feature = "pg16")))]
 pub use native::{Increment, Manifest, Methods, check_summaries, uploaded};
 
+/// Whether this server has them.
+pub const IS_SUPPORTED: bool = cfg!(not(any(feature = "pg15", feature = "pg16")));
+
 /// How a file goes into an incremental backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method<'a> {

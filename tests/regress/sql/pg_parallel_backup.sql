@@ -67,7 +67,8 @@ SET pg_parallel_backup.max_backups = 1;
 -- its value is the server's, with the patch or without
 SELECT context, vartype, boot_val, short_desc ~ '^Shows .*\.$' AS short_desc
   FROM pg_settings WHERE name = 'pg_parallel_backup.replication_grammar';
-SELECT setting, context, vartype, short_desc ~ '^Shows .*\.$' AS short_desc
+-- incremental backups are from 17 on
+SELECT replace(setting, ', incremental', '') AS setting, context, vartype, short_desc ~ '^Shows .*\.$' AS short_desc
   FROM pg_settings WHERE name = 'pg_parallel_backup.features';
 SET pg_parallel_backup.features = 'telepathy';
 SET pg_parallel_backup.replication_grammar = off;
