@@ -41,7 +41,7 @@ my %oid = map { $_ => $node->safe_psql('postgres', "SELECT oid FROM pg_tablespac
 my %path = map { $_ => $node->safe_psql('postgres', "SELECT pg_relation_filepath('$_')") }
   qw(t1 t2 t3 u1);
 my ($version) = $path{t1} =~ m{/(PG_\d+_\d+)/};
-my $query = join(' UNION ALL ', map { "SELECT count(*), sum(id) FROM t$_" } 0 .. 3);
+my $query = join(' UNION ALL ', map { "SELECT count(*), sum(id) FROM t$_" } 0 .. 3) . ' ORDER BY 1, 2';
 my $expected = $node->safe_psql('postgres', $query);
 
 sub link_count

@@ -53,7 +53,7 @@ sub sums
 	my ($of) = @_;
 
 	return $of->safe_psql('postgres',
-		'SELECT count(*), sum(hashtext(t::text)) FROM t UNION ALL SELECT count(*), sum(id) FROM cold UNION ALL SELECT count(*), sum(id) FROM shrinking');
+		'SELECT count(*), sum(hashtext(t::text)) FROM t UNION ALL SELECT count(*), sum(id) FROM cold UNION ALL SELECT count(*), sum(id) FROM shrinking ORDER BY 1, 2');
 }
 
 sub read_blocks
@@ -275,7 +275,7 @@ command_ok([ 'pg_combinebackup', '--no-sync', '--output' => "$tempdir/changed", 
 	my $copy = PostgreSQL::Test::Cluster->new('changed');
 	rename "$tempdir/changed", $copy->data_dir or die $!;
 	start_copy($copy);
-	my $query = 'SELECT count(*), sum(id) FROM cut UNION ALL SELECT count(*), sum(id) FROM grown';
+	my $query = 'SELECT count(*), sum(id) FROM cut UNION ALL SELECT count(*), sum(id) FROM grown ORDER BY 1, 2';
 	is($copy->safe_psql('postgres', $query), $node->safe_psql('postgres', $query), 'its copy has the data');
 	is($copy->safe_psql('postgres', q(SELECT count(*) FROM pg_class WHERE relname = 'dropped')), 0, 'and not what was dropped');
 	command_ok([ 'pg_amcheck', '--all', '--install-missing', '--port' => $copy->port, '--host' => $copy->host ], 'its pg_amcheck');
