@@ -10,6 +10,7 @@ use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use ParallelBackup::Load;
 use ParallelBackup::Test;
 
 # Standbys are known by their own names.
@@ -30,14 +31,6 @@ my ($node, $standby);
 # Where the tablespace of each server lies.
 my %space;
 
-sub pick { return $_[ int rand @_ ] }
-
-sub on
-{
-	my ($database, $sql) = @_;
-	return $node->safe_psql($database, $sql);
-}
-
 # A cluster with a relation of more than a segment: the first is pages that nobody has used, and takes no place.
 sub begin
 {
@@ -50,6 +43,7 @@ max_wal_size = 256MB
 wal_keep_size = 1GB
 hot_standby_feedback = off
 ));
+	work_on($node);
 	$standby = undef;
 	my $space = $space{ $node->name } = "$tempdir/ts$number";
 	mkdir $space or die $!;
@@ -80,69 +74,6 @@ sub retire
 	return;
 }
 
-my $counter = 0;
-my @deeds = (
-	sub { on('postgres', 'TRUNCATE t' . pick(1 .. 8)) },
-	sub { my $t = 't' . pick(1 .. 8); on('postgres', "INSERT INTO $t SELECT g, repeat('y', 300) FROM generate_series(1, " . pick(10, 1000, 20000) . ') g') },
-	sub { on('postgres', 'UPDATE t' . pick(1 .. 8) . q( SET filler = 'u' || id WHERE id % ) . pick(1, 7, 100) . ' = 0') },
-	sub { my $t = 't' . pick(1 .. 8); on('postgres', "DELETE FROM $t WHERE id > " . pick(100, 2000)); on('postgres', "VACUUM (TRUNCATE) $t") },
-	sub { on('postgres', 'VACUUM FULL t' . pick(1 .. 8)) },
-	sub { my $t = 't' . pick(1 .. 8); on('postgres', "DROP TABLE $t; CREATE TABLE $t AS SELECT g AS id, 'new' AS filler FROM generate_series(1, 500) g; CREATE INDEX ON $t (id)") },
-	sub { on('postgres', 'ALTER TABLE t' . pick(1 .. 8) . ' SET TABLESPACE ' . pick('ts', 'in_place', 'pg_default')) },
-	sub { on('postgres', q(INSERT INTO long SELECT g, repeat('z', 500) FROM generate_series(1, 2000) g)) },
-	sub { on('postgres', 'UPDATE long SET filler = id::text WHERE id % 50 = ' . pick(0 .. 49)) },
-	sub { on('postgres', 'VACUUM long') },
-	sub { on('postgres', 'REINDEX TABLE t' . pick(1 .. 8)) },
-	sub { on('postgres', 'ALTER TABLE t' . pick(1 .. 8) . ' SET ' . pick('UNLOGGED', 'LOGGED')) },
-	sub { on('postgres', 'CHECKPOINT') },
-	sub {
-		my $name = 'd' . ++$counter;
-		on('postgres', "CREATE DATABASE $name STRATEGY " . pick('wal_log', 'file_copy'));
-		on($name, 'CREATE TABLE t AS SELECT g AS id FROM generate_series(1, 2000) g');
-	},
-	sub {
-		my @names = split /\n/, on('postgres', q(SELECT datname FROM pg_database WHERE datname ~ '^d[0-9]+$'));
-		on('postgres', 'DROP DATABASE ' . pick(@names)) if @names > 2;
-	});
-
-# Not while a backup runs: replay copies the directory as it finds it, and neither place may be in the copy. A
-# database that is moved during pg_basebackup is lost in the same way.
-sub move_database
-{
-	my @names = split /\n/, on('postgres', q(SELECT datname FROM pg_database WHERE datname ~ '^d[0-9]+$'));
-	on('postgres', 'ALTER DATABASE ' . pick(@names) . ' SET TABLESPACE ' . pick('ts', 'pg_default')) if @names;
-	return;
-}
-
-sub some_deeds
-{
-	pick(@deeds, \&move_database)->() for 1 .. pick(2, 4, 8);
-	return;
-}
-
-# Rows and their sum in every table that outlives a crash.
-sub sums
-{
-	my ($of) = @_;
-	my @sums;
-
-	for my $database (split /\n/, $of->safe_psql('postgres', 'SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1'))
-	{
-		my @tables = split /\n/, $of->safe_psql($database, q(SELECT oid::regclass FROM pg_class WHERE relkind = 'r' AND relpersistence = 'p' AND relnamespace = 'public'::regnamespace ORDER BY 1));
-		push @sums, map { "$database $_ " . $of->safe_psql($database, "SELECT count(*), coalesce(sum(hashtext(t::text)), 0) FROM $_ t") } @tables;
-	}
-	return join "\n", @sums;
-}
-
-# What pgbench keeps equal at every moment.
-sub balances
-{
-	my ($of) = @_;
-	return $of->safe_psql('postgres', q(SELECT a = t AND a = b AND a = h FROM (SELECT
-		(SELECT sum(abalance) FROM pgbench_accounts) AS a, (SELECT sum(tbalance) FROM pgbench_tellers) AS t,
-		(SELECT sum(bbalance) FROM pgbench_branches) AS b, (SELECT coalesce(sum(delta), 0) FROM pgbench_history) AS h) x));
-}
-
 sub restores
 {
 	my ($name, $expected, @chain) = @_;
@@ -164,21 +95,6 @@ sub restores
 	return;
 }
 
-my $load;
-sub start_load
-{
-	$load = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client' => 3, '--time' => 3600, '--rate' => 300, '--port' => $node->port, '--host' => $node->host, 'postgres' ],
-		'>' => '/dev/null', '2>' => '/dev/null');
-	return;
-}
-
-sub stop_load
-{
-	$load->signal('INT');
-	$load->finish;
-	return;
-}
-
 # A backup from whichever server, by whichever program, while things happen.
 sub take
 {
@@ -196,7 +112,7 @@ sub take
 	my $run = IPC::Run::start([ $program, @options ], '>' => \$stdout, '2>' => \$stderr, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	while ($busy && $run->pumpable)
 	{
-		pick(@deeds)->();
+		deed_while_it_runs();
 		$run->pump_nb;
 	}
 	$run->finish;
@@ -260,6 +176,7 @@ for my $round (1 .. $rounds)
 		$old->stop;
 		$standby->promote;
 		($node, $standby) = ($standby, undef);
+		work_on($node);
 		on('postgres', 'CHECKPOINT');
 		some_deeds();
 		on('postgres', 'CHECKPOINT');
