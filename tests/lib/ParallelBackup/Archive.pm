@@ -70,7 +70,8 @@ sub members
 	return @members;
 }
 
-# Makes a data directory of a backup's archives. The tablespaces go to "$directory.<oid>", with links that lead there.
+# Makes a data directory of a backup's archives. The tablespaces go to "$directory.<oid>", with links that lead there;
+# those that are in place, which tablespace_map does not know, where they belong.
 #
 # with   the program, tar by default
 sub extract_backup
@@ -103,6 +104,10 @@ sub extract_backup
 			$map =~ s/^$oid .*$/$oid $directory.$oid/m;
 		}
 		write_file("$directory/tablespace_map", $map);
+	}
+	for my $oid (map { m{/(\d+)\.tar} } glob "'$archives/'[0-9]*.tar*")
+	{
+		$from->($oid, "$directory/pg_tblspc/$oid") if !-e "$directory/pg_tblspc/$oid";
 	}
 	return;
 }

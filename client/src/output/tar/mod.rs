@@ -79,7 +79,8 @@ struct Archives {
 
 impl Archives {
     /// The archive that a path is in, and its name there; none for a tablespace itself, which is a link in
-    /// the data directory. Recovery makes that by tablespace_map.
+    /// the data directory. Recovery makes that by tablespace_map; what is in place has its directory from whoever
+    /// extracts the archive.
     fn locate<'p>(&self, path: &'p [u8]) -> Option<(&Archive, &'p [u8])> {
         const LINKS: &[u8] = b"pg_tblspc/";
         if path.starts_with(LINKS) {
@@ -228,10 +229,9 @@ impl Output for Tar<'_> {
             // where the server has its tablespaces.
             report::warning("tablespace mappings have no effect in tar format");
         }
-        let apart = || layout.tablespaces.iter().filter(|tablespace| !tablespace.is_in_place());
         if self.options.is_stdout() {
             // The data directory counts as one.
-            let count = 1 + apart().count();
+            let count = 1 + layout.tablespaces.len();
             if count > 1 {
                 return Err(Error::local(format!(
                     "can only write single tablespace to stdout, database has {count}"
@@ -244,8 +244,9 @@ impl Output for Tar<'_> {
             self.archives = Some(Archives { base, tablespaces, wal: None });
             return Ok(());
         }
+        // Also those that are in place, though nothing but their archive's name says where that belongs.
         let mut tablespaces = HashMap::new();
-        for tablespace in apart() {
+        for tablespace in layout.tablespaces {
             let archive = self.create(&format!("{}.tar", tablespace.oid), self.encoding)?;
             tablespaces.insert(tablespace.name().into_bytes(), archive);
         }
@@ -519,20 +520,12 @@ mod tests {
             put(tar, "pg_tblspc/16385/PG_18/5/2", b"two");
             put(tar, "pg_wal/00000002.history", b"three");
             assert!(tar.check_path(&path(&format!("pg_tblspc/16384/{}", "x".repeat(99)))).is_ok());
-            assert!(tar.check_path(&path(&format!("pg_tblspc/16385/{}", "x".repeat(99)))).is_err());
+            assert!(tar.check_path(&path(&format!("pg_tblspc/16386/{}", "x".repeat(99)))).is_err());
         });
-        assert_eq!(archives.len(), 2);
-        assert_eq!(
-            names(&archives["base"]),
-            [
-                "base/",
-                "pg_tblspc/",
-                "pg_tblspc/16385/",
-                "pg_tblspc/16385/PG_18/5/2",
-                "pg_wal/00000002.history"
-            ]
-        );
+        assert_eq!(archives.len(), 3);
+        assert_eq!(names(&archives["base"]), ["base/", "pg_tblspc/", "pg_wal/00000002.history"]);
         assert_eq!(names(&archives["16384"]), ["PG_18/", "PG_18/5/1"]);
+        assert_eq!(names(&archives["16385"]), ["PG_18/5/2"]);
     }
 
     #[test]
