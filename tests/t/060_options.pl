@@ -120,6 +120,19 @@ for my $what (qw(man bash zsh fish))
 	mkdir "$tempdir/locked", 0500;
 	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-D' => "$tempdir/locked/dry" ], 1,
 		[qr/would fail/], [qr/error: could not create directory "\Q$tempdir\E\/locked\/dry": Permission denied/], '--dry-run: a directory that cannot be made');
+
+	# Archives go to that directory as well; how large they get compressed nobody knows.
+	my $free = qr/(?:, \d+ MB are free)?$/m;
+	for my $case ([ [], qr/, needs \d+ MB$free/ ], [ ['--gzip'], $free ])
+	{
+		my ($options, $line) = @$case;
+		$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', @$options, '-D' => "$tempdir/tar" ], 0,
+			[ qr/^directory "\Q$tempdir\E\/tar": would be created$line/m, qr/the backup can be made/ ], [qr/^$/], "--dry-run -Ft @$options");
+		$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', @$options, '-D' => "$tempdir/locked/tar" ], 1,
+			[qr/would fail/], [qr/error: could not create directory "\Q$tempdir\E\/locked\/tar": Permission denied/], "--dry-run -Ft @$options: a directory that cannot be made");
+	}
+	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', '-X' => 'none', '-D' => '-' ], 0,
+		[qr/^(?!.*^directory).*the backup can be made/ms], [qr/^$/], '--dry-run -Ft to standard output');
 }
 
 # More than any disk has: a file without blocks of its own.
@@ -137,6 +150,12 @@ for my $what (qw(man bash zsh fish))
 		[qr/dry run: the backup would fail/], [qr/error: not enough space for the backup/], 'no space: --dry-run');
 	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-D' => "$tempdir/space", '--no-estimate-size' ], 0,
 		[qr/dry run: the backup can be made/], [qr/^$/], '--no-estimate-size does not look');
+	$node->command_fails_like([ @client, '-Ft', '-D' => "$tempdir/space" ],
+		qr/error: not enough space for the backup in "\Q$tempdir\E\/space"\n.*detail: The backup needs 157\d{5} MB/, 'no space for archives');
+	ok(!-e "$tempdir/space", 'no space for archives: no directory');
+	is($node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()'), $before, 'no space for archives: no checkpoint');
+	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', '--gzip', '-D' => "$tempdir/space" ], 0,
+		[qr/dry run: the backup can be made/], [qr/^$/], 'space for archives that are compressed: nobody knows');
 	unlink $huge;
 }
 
@@ -158,6 +177,15 @@ for my $what (qw(man bash zsh fish))
 	my ($stdout) = run_command([ 'pg_parallel_basebackup', '--dry-run', '-d' => $node->connstr('postgres'), '-D' => "$tempdir/space", @mapping ]);
 	like($stdout, stock_server() ? qr/^directory "\Q$tempdir\E\/mapped": would be created, needs 157\d+ MB/m : qr/^tablespace $oid: needs 157\d+ MB/m,
 		'no space for a tablespace: --dry-run');
+	# Archives of tablespaces are where the others are, or nowhere.
+	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', '-D' => "$tempdir/space" ], 1,
+		[qr/^(?!.*^tablespace).*^directory "\Q$tempdir\E\/space": would be created, needs 157\d+ MB/ms], [qr/error: not enough space for the backup in/], 'no space for the archive of a tablespace: --dry-run');
+	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', '-X' => 'none', '-D' => '-' ], 1,
+		[qr/would fail/], [qr/error: can only write single tablespace to stdout, database has 2/], 'a tablespace on standard output: --dry-run');
+	my $before = $node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()');
+	$node->command_checks_all([ @client, '-Ft', '-X' => 'none', '-D' => '-' ], 1,
+		[qr/^$/], [qr/error: can only write single tablespace to stdout, database has 2/], 'a tablespace on standard output');
+	is($node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()'), $before, 'a tablespace on standard output: no checkpoint');
 	unlink $huge;
 	$node->command_ok([ @client, '-D' => "$tempdir/space", @mapping ], 'space for a tablespace');
 	command_ok([ 'pg_verifybackup', "$tempdir/space" ], 'space for a tablespace: pg_verifybackup');

@@ -69,7 +69,12 @@ pub(super) fn dry_run(
     let needs = output.needs(&sizes.clone().unwrap_or_default(), tablespaces.as_deref());
     trial.directories(&needs, sizes.is_some());
     if let (Some(sizes), None) = (&sizes, &tablespaces) {
-        trial.unknown_tablespaces(sizes, output.keeps());
+        trial.unknown_tablespaces(sizes, output.has_tablespaces_apart());
+    }
+    let count = tablespaces.map(|tablespaces| tablespaces.len());
+    let count = count.or(sizes.map(|sizes| sizes.tablespaces.len())).unwrap_or_default();
+    if let Err(error) = output.check_tablespaces(count) {
+        trial.problem(error);
     }
     trial.end()
 }
@@ -137,8 +142,8 @@ impl Trial {
             }
             let made = if exists { "is empty" } else { "would be created" };
             let mut line = format!("directory \"{directory}\": {made}");
-            if with_sizes {
-                line += &format!(", needs {}", megabytes(need.bytes));
+            if let Some(bytes) = need.bytes.filter(|_| with_sizes) {
+                line += &format!(", needs {}", megabytes(bytes));
             }
             if let Some(free) = free(&need.directory) {
                 line += &format!(", {} are free", megabytes(free));
@@ -150,8 +155,8 @@ impl Trial {
         }
     }
 
-    fn unknown_tablespaces(&mut self, sizes: &Sizes, are_kept: bool) {
-        if !are_kept {
+    fn unknown_tablespaces(&mut self, sizes: &Sizes, are_apart: bool) {
+        if !are_apart {
             return;
         }
         for (oid, bytes) in &sizes.tablespaces {

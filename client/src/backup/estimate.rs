@@ -15,10 +15,11 @@ pub(super) fn estimate(coordinator: &mut Session, abort: &Abort, wal: u64) -> Re
     let mut sizes = Sizes { wal, ..Sizes::default() };
     let command = Command::SendFileList(SendFileList { estimate: true, ..SendFileList::default() });
     each_listed(coordinator, &command, reply::FILE_LIST, abort, |answer, row| {
-        if bytes(answer, row, 1)? == b"f" {
-            sizes.files += 1;
-            add(&mut sizes, bytes(answer, row, 0)?, number(answer, row, 2)?);
-        }
+        let is_file = bytes(answer, row, 1)? == b"f";
+        let size = if is_file { number(answer, row, 2)? } else { 0 };
+        sizes.files += u64::from(is_file);
+        // Directories too: a tablespace may have no files.
+        add(&mut sizes, bytes(answer, row, 0)?, size);
         Ok(())
     })?;
     Ok(sizes)
@@ -52,11 +53,12 @@ mod tests {
             (b"pg_tblspc/16385/PG_18_202506291/5/3", 10),
             (b"pg_tblspc/notes", 100),
             (b"pg_tblspc/x/y", 1000),
+            (b"pg_tblspc/16386/PG_18_202506291", 0),
         ] {
             add(&mut sizes, name, size);
         }
         assert_eq!((sizes.data, sizes.total()), (1101, 1121));
-        assert_eq!(sizes.tablespaces, [(16385, 20)].into());
+        assert_eq!(sizes.tablespaces, [(16385, 20), (16386, 0)].into());
         add(&mut sizes, b"base/5/4", u64::MAX);
         assert_eq!(sizes.total(), u64::MAX);
     }

@@ -201,6 +201,7 @@ impl<'a> Backup<'a> {
         let sizes = if options.estimate && options.incremental.is_none() && output.keeps() {
             let wal = if options.wal == Wal::None { 0 } else { segment_size };
             let sizes = estimate(&mut coordinator, self.abort, wal)?;
+            output.check_tablespaces(sizes.tablespaces.len())?;
             space::check(&output.needs(&sizes, None))?;
             self.counters.estimate(sizes.total());
             Some(sizes)

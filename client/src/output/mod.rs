@@ -57,6 +57,16 @@ pub trait Output: Send + Sync {
         Vec::new()
     }
 
+    /// Whether tablespaces go to directories of their own, which may not be known yet.
+    fn has_tablespaces_apart(&self) -> bool {
+        false
+    }
+
+    /// Fails if a cluster of so many tablespaces, beside the two that every cluster has, cannot go there.
+    fn check_tablespaces(&self, _count: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes what it needs for itself alone: nobody else can have it from now on.
     fn claim(&mut self, modes: Modes) -> Result<()>;
 

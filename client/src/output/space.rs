@@ -41,8 +41,16 @@ impl Sizes {
 pub struct Need {
     /// The directory.
     pub directory: PathBuf,
-    /// At least so many bytes.
-    pub bytes: u64,
+    /// At least so many bytes, if that is known before they are there.
+    pub bytes: Option<u64>,
+}
+
+impl Need {
+    /// So many bytes more.
+    fn add(&mut self, more: Option<u64>) {
+        let sum = self.bytes.zip(more).map(|(bytes, more)| bytes.saturating_add(more));
+        self.bytes = sum.or(self.bytes).or(more);
+    }
 }
 
 /// One need for each directory.
@@ -50,7 +58,7 @@ pub fn merged(needs: Vec<Need>) -> Vec<Need> {
     let mut merged: Vec<Need> = Vec::new();
     for need in needs {
         match merged.iter_mut().find(|known| known.directory == need.directory) {
-            Some(known) => known.bytes = known.bytes.saturating_add(need.bytes),
+            Some(known) => known.add(need.bytes),
             None => merged.push(need),
         }
     }
@@ -65,18 +73,18 @@ pub fn check(needs: &[Need]) -> Result<()> {
         let Some(place) = existing(&need.directory) else { continue };
         let Ok(found) = fs::metadata(&place) else { continue };
         match devices.get_mut(&found.dev()) {
-            Some((all, _)) => all.bytes = all.bytes.saturating_add(need.bytes),
+            Some((all, _)) => all.add(need.bytes),
             None => {
                 devices.insert(found.dev(), (need.clone(), place));
             }
         }
     }
-    devices.values().try_for_each(|(need, place)| match free(place) {
-        Some(free) if free < need.bytes => {
+    devices.values().try_for_each(|(need, place)| match need.bytes.zip(free(place)) {
+        Some((bytes, free)) if free < bytes => {
             Err(Error::local(format!("not enough space for the backup in \"{}\"", need.directory.display()))
                 .with_detail(format!(
                     "The backup needs {} on this file system, and {} are free.",
-                    megabytes(need.bytes),
+                    megabytes(bytes),
                     megabytes(free)
                 ))
                 .with_hint("With --no-estimate-size nobody looks."))
@@ -126,7 +134,7 @@ mod tests {
     use super::*;
 
     fn need(directory: PathBuf, bytes: u64) -> Need {
-        Need { directory, bytes }
+        Need { directory, bytes: Some(bytes) }
     }
 
     #[test]
@@ -142,6 +150,18 @@ mod tests {
         assert_eq!(error.message(), format!("not enough space for the backup in \"{}\"", one.display()));
         assert!(error.detail().unwrap().starts_with(&format!("The backup needs {}", megabytes(half * 2))));
         assert!(check(&[need(one, u64::MAX)]).is_err());
+    }
+
+    #[test]
+    fn what_nobody_knows_adds_nothing() {
+        let directory = PathBuf::from("/");
+        let unknown = Need { directory: directory.clone(), bytes: None };
+        check(std::slice::from_ref(&unknown)).unwrap();
+        assert!(check(&[unknown.clone(), need(directory.clone(), u64::MAX)]).is_err());
+        let all =
+            merged(vec![unknown.clone(), need(directory.clone(), 1), unknown.clone(), need(directory, 2)]);
+        assert_eq!(all.iter().map(|need| need.bytes).collect::<Vec<_>>(), [Some(3)]);
+        assert_eq!(merged(vec![unknown.clone(), unknown.clone()]), [unknown]);
     }
 
     #[test]

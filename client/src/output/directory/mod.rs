@@ -85,7 +85,7 @@ impl Output for Directory<'_> {
 
     fn needs(&self, sizes: &Sizes, tablespaces: Option<&[Tablespace]>) -> Vec<Need> {
         let options = self.options;
-        let need = |directory: &Path, bytes| Need { directory: directory.to_owned(), bytes };
+        let need = |directory: &Path, bytes| Need { directory: directory.to_owned(), bytes: Some(bytes) };
         let mut needs = vec![need(&options.target, sizes.data)];
         needs.push(need(options.waldir.as_ref().unwrap_or(&options.target), sizes.wal));
         for tablespace in tablespaces.unwrap_or_default() {
@@ -97,6 +97,10 @@ impl Output for Directory<'_> {
             });
         }
         space::merged(needs)
+    }
+
+    fn has_tablespaces_apart(&self) -> bool {
+        true
     }
 
     fn claim(&mut self, modes: Modes) -> Result<()> {

@@ -204,13 +204,24 @@ impl Output for Tar<'_> {
     }
 
     fn needs(&self, sizes: &Sizes, _: Option<&[Tablespace]>) -> Vec<Need> {
-        // How small it gets nobody knows before.
-        if self.is_streamed() {
+        if self.options.is_stdout() {
             return Vec::new();
         }
         let wal = if self.options.wal == Wal::None { 0 } else { sizes.wal };
-        let bytes = sizes.total().saturating_add(wal);
+        // How small it gets nobody knows before.
+        let bytes = (self.encoding == Encoding::Plain).then(|| sizes.total().saturating_add(wal));
         vec![Need { directory: self.options.target.clone(), bytes }]
+    }
+
+    fn check_tablespaces(&self, count: usize) -> Result<()> {
+        // The data directory counts as one.
+        let count = 1 + count;
+        if self.options.is_stdout() && count > 1 {
+            return Err(Error::local(format!(
+                "can only write single tablespace to stdout, database has {count}"
+            )));
+        }
+        Ok(())
     }
 
     fn claim(&mut self, modes: Modes) -> Result<()> {
@@ -229,14 +240,8 @@ impl Output for Tar<'_> {
             // where the server has its tablespaces.
             report::warning("tablespace mappings have no effect in tar format");
         }
+        self.check_tablespaces(layout.tablespaces.len())?;
         if self.options.is_stdout() {
-            // The data directory counts as one.
-            let count = 1 + layout.tablespaces.len();
-            if count > 1 {
-                return Err(Error::local(format!(
-                    "can only write single tablespace to stdout, database has {count}"
-                )));
-            }
             let manifest =
                 self.spool().map_err(|error| Error::io("create file", Path::new(MANIFEST), &error))?;
             self.manifest = Some(manifest);
