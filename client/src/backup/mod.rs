@@ -243,10 +243,9 @@ impl<'a> Backup<'a> {
         let manifest = self.begin_manifest(output, server_version, system.identifier)?;
 
         if output.has_labels_first() {
-            for (name, content) in
-                [(BACKUP_LABEL, Some(&start.label_file)), (TABLESPACE_MAP, start.tablespace_map.as_ref())]
-            {
-                let Some(content) = content else { continue };
+            // Without tablespaces an empty map, as BASE_BACKUP sends it.
+            let map = start.tablespace_map.as_deref().unwrap_or_default();
+            for (name, content) in [(BACKUP_LABEL, &start.label_file[..]), (TABLESPACE_MAP, map)] {
                 output.own_file(name, content)?;
                 add_own_file(manifest.as_ref(), algorithm, name, content)?;
             }
