@@ -10,6 +10,7 @@ use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use ParallelBackup::Archive;
 use ParallelBackup::Load;
 use ParallelBackup::Test;
 
@@ -95,14 +96,36 @@ sub restores
 	return;
 }
 
+# Archives become what a plain backup is. Without a map recovery leaves the links as they are.
+sub extracted
+{
+	my ($name) = @_;
+	my $directory = "$tempdir/$name";
+
+	extract_backup("$tempdir/archives", $directory);
+	rename "$tempdir/archives/backup_manifest", "$directory/backup_manifest" or die $!;
+	my ($oid) = slurp_file("$directory/tablespace_map") =~ /^(\d+) /;
+	rename "$directory.$oid", "${directory}_ts" or die $!;
+	unlink "$directory/pg_tblspc/$oid", "$directory/tablespace_map";
+	symlink "${directory}_ts", "$directory/pg_tblspc/$oid" or die $!;
+	File::Path::remove_tree("$tempdir/archives");
+	return;
+}
+
 # A backup from whichever server, by whichever program, while things happen.
 sub take
 {
 	my ($name, $from, $prior, $busy) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	my $program = pick(qw(pg_parallel_basebackup pg_parallel_basebackup pg_basebackup));
-	my @options = ('--no-sync', '--checkpoint' => 'fast', '--pgdata' => "$tempdir/$name",
-		'--tablespace-mapping' => $space{ $from->name } . "=$tempdir/${name}_ts", '--dbname' => $from->connstr('postgres'));
+	my @mapping = ('--tablespace-mapping' => $space{ $from->name } . "=$tempdir/${name}_ts");
+	# Archives have no holes: not for a full backup with its segment of nothing.
+	my @output = $program eq 'pg_basebackup' ? () : pick(
+		[], [ '--compress' => 'server-lz4' ], [ '--compress' => 'server-zstd' ],
+		defined $prior ? ([ '--format' => 'tar' ], [ '--format' => 'tar', '--compress' => 'client-zstd' ]) : ())->@*;
+	my $is_tar = grep { $_ eq 'tar' } @output;
+	my @options = ('--no-sync', '--checkpoint' => 'fast', '--pgdata' => $is_tar ? "$tempdir/archives" : "$tempdir/$name",
+		$is_tar ? () : @mapping, @output, '--dbname' => $from->connstr('postgres'));
 
 	push @options, '--incremental' => "$tempdir/$prior/backup_manifest" if defined $prior;
 	push @options, '--jobs' => pick(1, 2, 4), $busy ? ('--max-rate' => pick('16M', '64M')) : () if $program ne 'pg_basebackup';
@@ -116,7 +139,8 @@ sub take
 		$run->pump_nb;
 	}
 	$run->finish;
-	is($run->full_result(0), 0, "$name: $program from " . $from->name) or diag($stderr);
+	is($run->full_result(0), 0, "$name: $program @output from " . $from->name) or diag($stderr);
+	extracted($name) if $is_tar;
 	return;
 }
 
