@@ -1,6 +1,7 @@
 //! The extension's settings.
 
 use std::ffi::{CStr, CString};
+use std::time::Duration;
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use protocol::features::{self, Feature};
@@ -9,6 +10,7 @@ use crate::pg::incremental;
 
 static MAX_BACKUPS: GucSetting<i32> = GucSetting::<i32>::new(8);
 static MAX_LEASE: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static CLIENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static REPLICATION_GRAMMAR: GucSetting<bool> = GucSetting::<bool>::new(false);
 static FEATURES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
@@ -33,6 +35,16 @@ pub fn define() {
         i32::MAX,
         GucContext::Sighup,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"pg_parallel_backup.client_timeout",
+        c"Sets the longest time that a transfer waits for a client that takes nothing.",
+        c"Such a connection is then ended. 0 means that it waits without an end.",
+        &CLIENT_TIMEOUT,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
     );
     GucRegistry::define_bool_guc(
         c"pg_parallel_backup.replication_grammar",
@@ -86,6 +98,11 @@ fn reserve_prefix() {
 /// `pg_parallel_backup.max_lease`, in seconds.
 pub fn max_lease() -> u32 {
     u32::try_from(MAX_LEASE.get()).unwrap_or(0)
+}
+
+/// `pg_parallel_backup.client_timeout`; `None` is no limit.
+pub fn client_timeout() -> Option<Duration> {
+    u64::try_from(CLIENT_TIMEOUT.get()).ok().filter(|timeout| *timeout > 0).map(Duration::from_millis)
 }
 
 /// `pg_parallel_backup.max_backups`.

@@ -128,16 +128,18 @@ ppb_secure_write(const void *bytes, size_t length)
 }
 
 /*
- * Waits until the socket takes more, or the latch is set.  Returns the events,
- * WL_SOCKET_WRITEABLE, WL_LATCH_SET and WL_POSTMASTER_DEATH.
+ * Waits until the socket takes more, or the latch is set, for as many
+ * milliseconds, without an end if negative.  Returns the events,
+ * WL_SOCKET_WRITEABLE, WL_LATCH_SET and WL_POSTMASTER_DEATH, none when the time
+ * is over.
  */
 uint32
-ppb_wait_writable(void)
+ppb_wait_writable(long timeout)
 {
 	WaitEvent	event;
 
 	ModifyWaitEvent(FeBeWaitSet, FeBeWaitSetSocketPos, WL_SOCKET_WRITEABLE, NULL);
-	if (WaitEventSetWait(FeBeWaitSet, -1, &event, 1, WAIT_EVENT_CLIENT_WRITE) != 1)
+	if (WaitEventSetWait(FeBeWaitSet, timeout, &event, 1, WAIT_EVENT_CLIENT_WRITE) != 1)
 		return 0;
 	return event.events;
 }

@@ -1,6 +1,6 @@
 //! shim.c's declarations. What it declares is the server's; what is declared here is shim.c's alone.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_long, c_void};
 
 use pgrx::pg_sys;
 
@@ -34,7 +34,7 @@ unsafe extern "C-unwind" {
     pub fn ppb_put_message(kind: c_char, bytes: *const c_char, length: usize);
     pub fn ppb_flush_if_writable() -> c_int;
     pub fn ppb_secure_write(bytes: *const c_void, length: usize) -> isize;
-    pub fn ppb_wait_writable() -> u32;
+    pub fn ppb_wait_writable(timeout: c_long) -> u32;
     pub fn ppb_serve_barriers();
     pub fn ppb_advance_slot(position: pg_sys::XLogRecPtr);
 }

@@ -6,16 +6,19 @@
 //! The rules are those of `secure_write` (be-secure.c): the socket does not block, a wait is for the
 //! socket, the latch and the postmaster, and inside a message only termination is heard. But for one
 //! thing: process signal barriers are served. DROP DATABASE, DROP TABLESPACE and, on a standby, the replay
-//! of both wait until every process has done so, and a client may not read for hours.
+//! of both wait until every process has done so, and a client may not read for hours, if
+//! `pg_parallel_backup.client_timeout` lets it.
 
+use std::ffi::c_long;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Instant;
 
-use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
+use pgrx::{PgLogLevel, pg_sys};
 
-use crate::pg::shim;
+use crate::pg::{settings, shim};
 
 /// How much of a hole is filled at once.
 const ZEROES: [u8; 16 * 1024] = [0; 16 * 1024];
@@ -75,6 +78,7 @@ impl Socket {
         length: usize,
     ) -> Result<(usize, Option<io::Error>), ConnectionLost> {
         let mut sent = 0;
+        let mut stall = Stall::default();
         let mut at = libc::off_t::try_from(offset).unwrap_or(libc::off_t::MAX);
         while sent < length {
             // SAFETY: both descriptors are open, and the offset is this frame's own.
@@ -82,12 +86,15 @@ impl Socket {
                 unsafe { libc::sendfile(self.0.as_raw_fd(), file.as_raw_fd(), &mut at, length - sent) };
             match usize::try_from(count) {
                 Ok(0) => break,
-                Ok(count) => sent += count,
+                Ok(count) => {
+                    sent += count;
+                    stall = Stall::default();
+                }
                 Err(_) => {
                     let error = io::Error::last_os_error();
                     match Trouble::of(&error) {
                         Trouble::Interrupted => {}
-                        Trouble::Full => wait(),
+                        Trouble::Full => stall.wait()?,
                         Trouble::Lost => return Err(lost()),
                         Trouble::Other => return Ok((sent, Some(error))),
                     }
@@ -99,16 +106,20 @@ impl Socket {
 
     #[allow(unsafe_code)]
     fn send_bytes(&self, mut bytes: &[u8], flags: i32) -> Result<(), ConnectionLost> {
+        let mut stall = Stall::default();
         while !bytes.is_empty() {
             // SAFETY: the bytes are readable for their length.
             let count = unsafe {
                 libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags | libc::MSG_NOSIGNAL)
             };
             match usize::try_from(count) {
-                Ok(count) => bytes = &bytes[count..],
+                Ok(count) => {
+                    bytes = &bytes[count..];
+                    stall = Stall::default();
+                }
                 Err(_) => match Trouble::of(&io::Error::last_os_error()) {
                     Trouble::Interrupted => {}
-                    Trouble::Full => wait(),
+                    Trouble::Full => stall.wait()?,
                     Trouble::Lost | Trouble::Other => return Err(lost()),
                 },
             }
@@ -121,17 +132,21 @@ impl Socket {
 #[allow(unsafe_code)]
 pub fn send_encrypted(mut bytes: &[u8]) -> Result<(), ConnectionLost> {
     flush()?;
+    let mut stall = Stall::default();
     while !bytes.is_empty() {
         // SAFETY: the session has a client; the bytes are readable for their length, and the same ones
         // are given again where nothing was taken.
         let count = unsafe { guarded(|| shim::ppb_secure_write(bytes.as_ptr().cast(), bytes.len())) };
         match usize::try_from(count) {
-            Ok(count) if count > 0 => bytes = &bytes[count..],
+            Ok(count) if count > 0 => {
+                bytes = &bytes[count..];
+                stall = Stall::default();
+            }
             _ => match Trouble::of(&io::Error::last_os_error()) {
                 Trouble::Interrupted if count < 0 => {}
                 // That TLS waits for the client to say something first cannot be: sessions are not
                 // renegotiated.
-                Trouble::Full if count < 0 => wait(),
+                Trouble::Full if count < 0 => stall.wait()?,
                 _ => return Err(lost()),
             },
         }
@@ -142,6 +157,7 @@ pub fn send_encrypted(mut bytes: &[u8]) -> Result<(), ConnectionLost> {
 /// Sends what libpq still holds.
 #[allow(unsafe_code)]
 pub fn flush() -> Result<(), ConnectionLost> {
+    let mut stall = Stall::default();
     // SAFETY: libpq's methods are set for every session; each is called by itself.
     unsafe {
         while shim::ppb_is_send_pending() {
@@ -149,34 +165,60 @@ pub fn flush() -> Result<(), ConnectionLost> {
                 return Err(ConnectionLost);
             }
             if shim::ppb_is_send_pending() {
-                wait();
+                stall.wait()?;
             }
         }
     }
     Ok(())
 }
 
-/// Waits until the socket takes more. The process may end here: on termination, since a stuck
-/// client must not hold it back, and with the postmaster.
-#[allow(unsafe_code)]
-fn wait() {
-    // SAFETY: a session's wait set is for its socket, latch and postmaster. Barriers are served with
-    // nothing said to the client; ProcessClientWriteInterrupt ends the process or returns.
-    unsafe {
-        guarded(|| shim::ppb_serve_barriers());
-        let events = guarded(|| shim::ppb_wait_writable());
-        if events & pg_sys::WL_POSTMASTER_DEATH != 0 {
-            pgrx::ereport!(
-                FATAL,
-                pgrx::PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
-                "terminating connection due to unexpected postmaster exit"
-            );
+/// A client that takes nothing, and since when.
+#[derive(Default)]
+struct Stall(Option<Instant>);
+
+impl Stall {
+    /// Waits until the socket takes more. The process may end here: on termination, since a stuck
+    /// client must not hold it back, and with the postmaster. A client that has taken nothing for as long as
+    /// `pg_parallel_backup.client_timeout` is given up as one that is gone.
+    #[allow(unsafe_code)]
+    fn wait(&mut self) -> Result<(), ConnectionLost> {
+        // SAFETY: a flag of this process.
+        if unsafe { pg_sys::ClientConnectionLost } != 0 {
+            // Given up before: whoever cleans up does not wait for it again.
+            return Err(ConnectionLost);
         }
-        if events & pg_sys::WL_LATCH_SET != 0 {
-            pg_sys::ResetLatch(pg_sys::MyLatch);
+        let since = *self.0.get_or_insert_with(Instant::now);
+        let left = settings::client_timeout().map(|timeout| timeout.saturating_sub(since.elapsed()));
+        // Rounded up, so that what is left is never none before its time.
+        let timeout = left.map_or(-1, |left| c_long::try_from(left.as_millis() + 1).unwrap_or(c_long::MAX));
+        // SAFETY: a session's wait set is for its socket, latch and postmaster. Barriers are served with
+        // nothing said to the client; ProcessClientWriteInterrupt ends the process or returns.
+        unsafe {
             guarded(|| shim::ppb_serve_barriers());
-            pg_sys::ProcessClientWriteInterrupt(true);
+            let events = guarded(|| shim::ppb_wait_writable(timeout));
+            if events & pg_sys::WL_POSTMASTER_DEATH != 0 {
+                pgrx::ereport!(
+                    FATAL,
+                    pgrx::PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+                    "terminating connection due to unexpected postmaster exit"
+                );
+            }
+            if events & pg_sys::WL_LATCH_SET != 0 {
+                pg_sys::ResetLatch(pg_sys::MyLatch);
+                guarded(|| shim::ppb_serve_barriers());
+                pg_sys::ProcessClientWriteInterrupt(true);
+            }
+            if events == 0 && left.is_some() {
+                // To the log alone: the client is owed the rest of a message.
+                pgrx::ereport!(
+                    PgLogLevel::LOG_SERVER_ONLY,
+                    pgrx::PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
+                    "terminating parallel backup transfer due to client timeout"
+                );
+                return Err(lost());
+            }
         }
+        Ok(())
     }
 }
 

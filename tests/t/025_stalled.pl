@@ -135,6 +135,28 @@ my $running = qr/^cannot stop the parallel backup while files of it are being se
 	$coordinator->drop;
 }
 
+# A limit of the server's own, which is off by default. By either way out, and without TERMINATE_TRANSFERS.
+{
+	my $log = -s $node->logfile;
+	$node->safe_psql('postgres', q(ALTER SYSTEM SET pg_parallel_backup.client_timeout = '3s'));
+	$node->reload;
+	$node->poll_query_until('postgres', q(SELECT current_setting('pg_parallel_backup.client_timeout') = '3s')) or die 'no limit';
+	my ($coordinator, $id, @workers) = stalled('backup', $relation, $other);
+	my $pids = join(', ', map { $_->pid } @workers);
+	ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid IN ($pids)"), 'transfers whose client takes nothing are ended');
+	my $said = () = slurp_file($node->logfile, $log) =~ /LOG:  terminating parallel backup transfer due to client timeout$/mg;
+	is($said, 2, 'the log says so');
+	for my $worker (@workers)
+	{
+		my $transfer = $worker->finish;
+		ok($transfer->{eof} && !ParallelBackup::Transfer->of($transfer->{frames})->complete, 'what the client has of it does not look complete');
+	}
+	ok(!stop_backup($coordinator)->{reply}{error}, 'and STOP_BACKUP has nothing to wait for');
+	$coordinator->close;
+	$node->safe_psql('postgres', 'ALTER SYSTEM RESET pg_parallel_backup.client_timeout');
+	$node->reload;
+}
+
 unlink "$pgdata/$relation", "$pgdata/$other";
 my $copy = PostgreSQL::Test::Cluster->new('copy');
 raw_backup($node, $copy->data_dir);

@@ -62,7 +62,7 @@ SELECT parallel_backup.cancel_backup(NULL) IS NULL AS strict;
 SHOW pg_parallel_backup.max_backups;
 SELECT name, setting, unit, context, vartype, min_val, max_val, boot_val,
        short_desc ~ '^Sets .*\.$' AS short_desc, extra_desc ~ '\.$' AS extra_desc
-  FROM pg_settings WHERE name LIKE 'pg\_parallel\_backup.max%' ORDER BY name COLLATE "C";
+  FROM pg_settings WHERE vartype = 'integer' AND name LIKE 'pg\_parallel\_backup.%' ORDER BY name COLLATE "C";
 SET pg_parallel_backup.max_backups = 1;
 -- its value is the server's, with the patch or without
 SELECT context, vartype, boot_val, short_desc ~ '^Shows .*\.$' AS short_desc
