@@ -244,7 +244,10 @@ refused('before there were summaries', signed($text =~ s{"Start-LSN": "[^"]*"}{"
 	write_file("$tempdir/large", signed($text =~ s/\Q$entry\E,\n/$entry,\n$many,\n/r));
 	undef $many;
 	cmp_ok(-s "$tempdir/large", '>', 100_000_000, 'a manifest of 100 MB');
-	$node->command_ok([ 'pg_parallel_basebackup', @common, '-D' => "$tempdir/large_increment", '-i' => "$tempdir/large", '--tablespace-mapping' => "$tempdir/ts=$tempdir/large_ts" ], 'is taken');
+	my ($stdout, $stderr) = run_command([ 'pg_parallel_basebackup', @common, '-v', '-D' => "$tempdir/large_increment", '-i' => "$tempdir/large", '--tablespace-mapping' => "$tempdir/ts=$tempdir/large_ts" ]);
+	like($stderr, qr/base backup completed$/, 'is taken');
+	my ($kilobytes) = $stderr =~ /used at most (\d+) kB of memory/;
+	cmp_ok($kilobytes, '<', 32 * 1024, 'without the client keeping it in memory');
 	File::Path::remove_tree("$tempdir/large_increment", "$tempdir/large_ts");
 }
 

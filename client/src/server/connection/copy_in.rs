@@ -31,6 +31,8 @@ impl Session {
                 break;
             }
             self.put(|session| session.pg.offer_copy_data(&buffer[..count]))?;
+            // libpq would keep all that the socket does not take: its buffer grows.
+            self.put(|session| session.pg.flush())?;
         }
         self.put(|session| session.pg.offer_copy_end())?;
         self.put(|session| session.pg.flush())
