@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental soak lint build install deb clean
+.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -49,6 +49,9 @@ check-incremental: ## chains of increments of a busy cluster, at random: ROUNDS=
 MINUTES ?= 10
 soak: ## backups with faults at random, each copy started: MINUTES=10 SEED=number, PPB_STOCK=1 PG=15 too
 	@MINUTES='$(MINUTES)' SEED='$(SEED)' TESTS=tests/soak/soak.pl tools/check.sh tap
+
+check-lease: ## backups with --lease over a network that loses connections, at random: ROUNDS=20 SEED=number
+	@ROUNDS='$(ROUNDS)' SEED='$(SEED)' TESTS='tests/t/044*.pl tests/t/045*.pl' tools/check.sh tap
 
 check-deb: ## as root: install the packages, back up a server, remove them again
 	@tools/deb.sh "$(PG_CONFIG)"

@@ -13,6 +13,7 @@ pub struct Error {
     message: String,
     detail: Option<String>,
     hint: Option<String>,
+    may_pass: bool,
 }
 
 /// Kinds of failure that somebody has to tell apart.
@@ -43,7 +44,7 @@ impl Error {
 
     /// A failure of the given kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), detail: None, hint: None }
+        Self { kind, message: message.into(), detail: None, hint: None, may_pass: false }
     }
 
     /// A connection that is lost or talks nonsense.
@@ -91,9 +92,38 @@ impl Error {
     #[must_use]
     pub fn fatal(mut self) -> Self {
         if self.kind != Kind::Aborted {
+            self.may_pass = self.may_pass();
             self.kind = Kind::Local;
         }
         self
+    }
+
+    /// The same failure as one that another backup may be spared.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.may_pass = true;
+        self
+    }
+
+    /// Whether another try, begun anew, may succeed with nothing changed: what failed is the connection, or the
+    /// server had too little of something or was about to end (classes 53 and 57).
+    pub fn may_pass(&self) -> bool {
+        self.may_pass
+            || match self.kind {
+                Kind::Connection => true,
+                Kind::Server(state) => {
+                    (state.starts_with(b"53") || state.starts_with(b"57")) && !self.is_taken_over()
+                }
+                _ => false,
+            }
+    }
+
+    /// Whether it says that another session coordinates the backup now, or in what follows from that. The server has
+    /// no SQLSTATE for it; the words are the extension's, which has no other language.
+    pub fn is_taken_over(&self) -> bool {
+        ["was taken over by another session", "was not started in this session"]
+            .iter()
+            .any(|words| self.message.contains(words))
     }
 
     /// Which kind.

@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use abort::Abort;
-use error::{Error, Kind, Result};
+use error::{Error, Kind};
 use options::Invocation;
 use output::cleanup::Cleanup;
 
@@ -46,24 +46,42 @@ fn main() -> ExitCode {
     }
     signals::report_panics();
     let code = match std::panic::catch_unwind(run) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
+        Ok(Ok(())) => 0,
+        Ok(Err(Failed { error, code })) => {
             // What was aborted has been reported where it was.
             if error.kind() != Kind::Aborted {
                 report::error(&error);
             }
-            ExitCode::FAILURE
+            code
         }
         // Reported too.
-        Err(_) => ExitCode::FAILURE,
+        Err(_) => FAILED,
     };
     if !server::cancel::wait() {
-        os::exit(i32::from(code != ExitCode::SUCCESS));
+        os::exit(i32::from(code));
     }
-    code
+    ExitCode::from(code)
 }
 
-fn run() -> Result<()> {
+/// Exit code of a backup that is not made, or not as it should be: pg_basebackup's only one.
+const FAILED: u8 = 1;
+
+/// Exit code of one with a lease, for a script: the same again may succeed.
+const MAY_PASS: u8 = 2;
+
+/// How the program ends if not well.
+struct Failed {
+    error: Error,
+    code: u8,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, code: FAILED }
+    }
+}
+
+fn run() -> std::result::Result<(), Failed> {
     match options::parse(std::env::args_os())? {
         Invocation::Print(text) => {
             // A reader that has gone away has read enough.
@@ -78,7 +96,11 @@ fn run() -> Result<()> {
             signals::watch(&abort, &cleanup)?;
             // Nobody else may look into a file before it has the mode that the server says.
             let mask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-            backup::run(&options, &abort, &cleanup, 0o666 & !mask.as_raw_mode())
+            backup::run(&options, &abort, &cleanup, 0o666 & !mask.as_raw_mode()).map_err(|error| {
+                // Without a lease nobody has asked for more than pg_basebackup says.
+                let code = if options.lease > 0 && error.may_pass() { MAY_PASS } else { FAILED };
+                Failed { error, code }
+            })
         }
     }
 }

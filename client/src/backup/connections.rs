@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use protocol::compression::WireCompression;
+use protocol::features::Feature;
 
 use super::{compression, recovery};
 use crate::abort::Abort;
@@ -44,6 +45,11 @@ impl Connections {
                 Route::Replication => "using replication commands",
                 Route::Procedures => "using the SQL procedures of the extension over ordinary connections",
             });
+        }
+        if options.lease > 0 && !route::features(&mut coordinator)?.has(Feature::Lease) {
+            return Err(Error::local("server does not support leases").with_hint(
+                "The extension pg_parallel_backup of the server is older than 0.3.0. Leave out --lease.",
+            ));
         }
         let modes = Modes::of_data_directory(&coordinator.show("data_directory_mode")?)?;
         let system = coordinator.identify_system()?;

@@ -15,7 +15,7 @@ use super::stop::Stop;
 use crate::abort::{Abort, PanicGuard};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::increment::{self, Increment};
-use crate::fetch::reconnect;
+use crate::fetch::reconnect::Losses;
 use crate::fetch::transfer::Work;
 use crate::options::Wal;
 use crate::output::{Attributes, MANIFEST, MANIFEST_UNDER_WAY, claim};
@@ -40,8 +40,10 @@ impl Backup<'_> {
         self.fetch(work, coordinator, workers, |coordinator| self.list(coordinator, work))?;
 
         self.counters.enter(Phase::Stop);
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let stop = self.stop(coordinator, start.id, &lost)?;
+        let stop = self.coordinated(coordinator, |coordinator| {
+            let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.stop(coordinator, start.id, &lost)
+        })?;
         if self.options.wal != Wal::None {
             self.say(format_args!("write-ahead log end point: {}", stop.position));
         }
@@ -87,7 +89,7 @@ impl Backup<'_> {
         work: &Work<'_>,
         coordinator: &mut Session,
         workers: &mut Vec<Session>,
-        list: impl FnOnce(&mut Session) -> Result<()>,
+        list: impl FnMut(&mut Session) -> Result<()>,
     ) -> Result<()> {
         let alive = std::thread::scope(|scope| {
             let threads: Vec<_> = workers
@@ -100,17 +102,20 @@ impl Backup<'_> {
                 })
                 .collect();
             let _guard = PanicGuard(self.abort);
-            let outcome = list(coordinator).and_then(|()| {
+            // What is listed twice is fetched once.
+            let outcome = self.coordinated(coordinator, list).and_then(|()| {
                 work.queue.complete();
                 work.counters.expect(work.queue.len(), work.queue.bytes());
-                work.run(coordinator).map_err(|error| match error.kind() {
-                    // With the coordinator the backup itself is gone.
-                    Kind::Connection => {
-                        error.context("lost the connection that coordinates the backup").fatal()
-                    }
-                    Kind::Server(_) => error.context("could not fetch files").fatal(),
-                    _ => error.fatal(),
-                })
+                self.coordinated(coordinator, |coordinator| work.run(coordinator)).map_err(
+                    |error| match error.kind() {
+                        // With the coordinator the backup itself is gone.
+                        Kind::Connection => {
+                            error.context("lost the connection that coordinates the backup").fatal()
+                        }
+                        Kind::Server(_) => error.context("could not fetch files").fatal(),
+                        _ => error.fatal(),
+                    },
+                )
             });
             if let Err(error) = outcome {
                 self.abort.fail(error);
@@ -130,7 +135,8 @@ impl Backup<'_> {
     /// Works over one connection, and where that is lost over another, until the queue is empty. The
     /// connection that is left.
     fn fetch_over(&self, mut session: Session, work: &Work<'_>) -> Option<Session> {
-        for _ in 0..=reconnect::MOST {
+        let mut losses = Losses::new(self.lease());
+        loop {
             let error = match work.run(&mut session) {
                 Ok(()) => return Some(session),
                 Err(error) => error,
@@ -151,14 +157,13 @@ impl Backup<'_> {
             // The server has no place for another before this one is gone.
             drop(session);
             // The backup is no more, on any connection.
-            if error.kind() != Kind::Connection {
+            if error.kind() != Kind::Connection || !losses.another() {
                 return None;
             }
-            session = self.reconnect.as_ref()?.replace(work.queue)?;
+            session = self.reconnect.get()?.replace(work.queue, self.lease())?;
             self.counters.connection_replaced();
             self.say("replaced the connection that was lost");
         }
-        None
     }
 }
 
@@ -291,7 +296,7 @@ mod tests {
 
     /// Lists 64 empty files, enough for a batch, and waits until another connection has fetched them;
     /// only then the list ends, by `end`.
-    fn fetched_while_listed(end: impl FnOnce() -> Result<()>) -> (Result<()>, bool) {
+    fn fetched_while_listed(end: impl Fn() -> Result<()>) -> (Result<()>, bool) {
         const FILES: usize = 64;
         let names: Vec<_> = (0..FILES).map(|number| format!("base/5/{number}")).collect();
         let crc32c = ChecksumAlgorithm::Crc32c;
@@ -352,7 +357,7 @@ mod tests {
         let (outcome, complete) = fetched_while_listed(|| Ok(()));
         assert!(outcome.is_ok() && complete);
         let broken = Error::new(Kind::Server(*b"42501"), "ERROR:  could not stat file");
-        let (outcome, complete) = fetched_while_listed(|| Err(broken));
+        let (outcome, complete) = fetched_while_listed(|| Err(broken.clone()));
         assert_eq!(outcome.unwrap_err().message(), "ERROR:  could not stat file");
         assert!(!complete);
     }

@@ -5,6 +5,7 @@ mod connections;
 mod dry_run;
 mod estimate;
 mod files;
+mod lease;
 mod own_files;
 mod prior_manifest;
 mod recovery;
@@ -14,20 +15,21 @@ mod wal_files;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pages::names::NameRules;
 use protocol::{ChecksumAlgorithm, Lsn};
 
 use self::connections::Connections;
 use self::estimate::estimate;
+use self::lease::Held;
 use self::own_files::{BACKUP_LABEL, TABLESPACE_MAP, add_own_file, write_recovery_conf};
 use crate::abort::{Abort, PanicGuard, panicked};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::increment::Increments;
 use crate::fetch::ordered::Sequencer;
 use crate::fetch::queue::Queue;
-use crate::fetch::reconnect::Reconnect;
+use crate::fetch::reconnect::{Losses, Reconnect};
 use crate::fetch::split::Splits;
 use crate::fetch::transfer::{PIPELINED_MINIMUM, Work, may_split};
 use crate::limits;
@@ -73,7 +75,11 @@ struct Failure {
 
 impl Failure {
     fn left_to_say(self) -> Error {
-        if self.is_reported { Error::aborted() } else { self.error }
+        match self {
+            Self { error, is_reported: false } => error,
+            Self { error, .. } if error.may_pass() => Error::aborted().passing(),
+            _ => Error::aborted(),
+        }
     }
 }
 
@@ -113,7 +119,13 @@ fn attempt(
         Style { progress: options.progress, verbose: options.verbose, stdout_is_taken: options.is_stdout() };
     progress::shown(style, counters, || {
         let backup = Backup::new(options, abort, cleanup, counters, facts);
-        let outcome = or_undone(abort, cleanup, || backup.run(connections, &mut *output));
+        let outcome = or_undone(
+            abort,
+            cleanup,
+            |error| backup.explain(error),
+            |error| backup.give_up(error),
+            || backup.run(connections, &mut *output),
+        );
         counters.end(match &outcome {
             Ok(()) => Outcome::Complete,
             Err(failure) if failure.error.kind() == Kind::ChecksumFailure => Outcome::Damaged,
@@ -127,6 +139,8 @@ fn attempt(
 fn or_undone(
     abort: &Abort,
     cleanup: &Cleanup,
+    explain: impl FnOnce(Error) -> Error,
+    give_up: impl FnOnce(&Error),
     run: impl FnOnce() -> Result<()>,
 ) -> std::result::Result<(), Failure> {
     // Nothing of what a panic leaves half done is looked at again, but for the directories taken.
@@ -136,9 +150,11 @@ fn or_undone(
         Kind::Aborted => abort.cause().unwrap_or(error),
         _ => error,
     };
+    let error = explain(error);
     // First the reason, then what is done about it.
     abort.report(&error);
     cleanup.undo(error.kind() == Kind::ChecksumFailure);
+    give_up(&error);
     Err(Failure { error, is_reported: true })
 }
 
@@ -147,7 +163,9 @@ struct Backup<'a> {
     abort: &'a Abort,
     cleanup: &'a Cleanup,
     /// What lost connections are made anew from, once the first are there.
-    reconnect: Option<Reconnect>,
+    reconnect: OnceLock<Reconnect>,
+    /// Once the server has said that it keeps the backup.
+    held: OnceLock<Held>,
     /// Backends whose connection was lost: the server may not have noticed yet.
     lost: Mutex<Vec<u32>>,
     counters: &'a Counters,
@@ -163,14 +181,23 @@ impl<'a> Backup<'a> {
         counters: &'a Counters,
         facts: &'a Mutex<Facts>,
     ) -> Self {
-        Self { options, abort, cleanup, reconnect: None, lost: Mutex::default(), counters, facts }
+        Self {
+            options,
+            abort,
+            cleanup,
+            reconnect: OnceLock::new(),
+            held: OnceLock::new(),
+            lost: Mutex::default(),
+            counters,
+            facts,
+        }
     }
 
     fn learn(&self, what: impl FnOnce(&mut Facts)) {
         what(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn run(mut self, connections: Connections, output: &mut dyn Output) -> Result<()> {
+    fn run(&self, connections: Connections, output: &mut dyn Output) -> Result<()> {
         let Connections {
             mut coordinator,
             mut workers,
@@ -182,7 +209,8 @@ impl<'a> Backup<'a> {
             recovery_settings,
             compression,
         } = connections;
-        self.reconnect = Some(reconnect);
+        // Nobody else sets it.
+        let _ = self.reconnect.set(reconnect);
         let options = self.options;
         let server_version = coordinator.server_version();
 
@@ -217,7 +245,7 @@ impl<'a> Backup<'a> {
             None => None,
         };
 
-        let start = self.start(&mut coordinator)?;
+        let start = self.start_held(&mut coordinator)?;
         if start.system != system.identifier {
             return Err(Error::local("system identifier does not match between connections"));
         }
@@ -258,13 +286,14 @@ impl<'a> Backup<'a> {
                 segment_size: start.segment_size,
                 system: start.system,
                 slot,
+                slot_is_temporary: matches!(options.wal, Wal::Stream { slot: Slot::Temporary, .. }),
                 status_interval: *status_interval,
             }),
             _ => None,
         };
         let end = End::new().map_err(|error| no_pipe(&error))?;
         let (queue, splits) = (Queue::new(options.jobs, may_split(algorithm)), Splits::default());
-        let queue = queue.for_intake(output.intake());
+        let queue = queue.for_intake(output.intake()).patient(self.lease().is_some());
         let (sequencer, is_ordered) = (Sequencer::default(), output.intake() == Intake::Ordered);
         let increments = Increments::default();
         self.counters.enter(Phase::Files);
@@ -276,9 +305,11 @@ impl<'a> Backup<'a> {
                 let (end, abort) = (&end, self.abort);
                 scope.spawn(move || {
                     let _guard = PanicGuard(abort);
-                    let streamed = output
-                        .wal()
-                        .and_then(|mut wal| stream::stream(&mut session, plan, &mut *wal, output, end));
+                    let mut losses = Losses::new(self.lease());
+                    let mut again = |lost| self.come_back_to_wal(&mut losses, lost);
+                    let streamed = output.wal().and_then(|mut wal| {
+                        stream::stream(&mut session, plan, &mut *wal, output, end, &mut again)
+                    });
                     if let Err(error) = streamed {
                         // What pg_basebackup says of its own; here it is a thread.
                         abort.fail(
@@ -312,6 +343,7 @@ impl<'a> Backup<'a> {
                     self.say("waiting for background process to finish streaming ...");
                     end.set(stop.position);
                     // Why it ended, if not well, is known to `abort`.
+                    self.attend(&mut coordinator, || streamer.is_finished())?;
                     let _ = streamer.join();
                     self.abort.check()?;
                     self.fetch_history(&work, &mut coordinator, &mut workers, &stop)?;
@@ -329,7 +361,9 @@ impl<'a> Backup<'a> {
             Some(cause) => cause,
             None => error,
         })?;
-        drop((coordinator, workers));
+        drop(workers);
+        // As long as there is a lease it stays until all is safely there.
+        let coordinator = self.held.get().is_some().then_some(coordinator);
         if let Some(peak) = peak_memory() {
             self.say(format_args!("used at most {peak} of memory"));
         }
@@ -338,6 +372,7 @@ impl<'a> Backup<'a> {
                 Err(Error::new(Kind::ChecksumFailure, "checksum error occurred"))
             } else {
                 self.say("base backup received and discarded");
+                coordinator.into_iter().for_each(|coordinator| self.release(coordinator));
                 Ok(())
             };
         }
@@ -361,6 +396,7 @@ impl<'a> Backup<'a> {
         self.abort.check()?;
         self.cleanup.check()?;
         output.finish()?;
+        coordinator.into_iter().for_each(|coordinator| self.release(coordinator));
         self.say("base backup completed");
         Ok(())
     }
@@ -427,11 +463,17 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("target");
         let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
-        let outcome = or_undone(&abort, &cleanup, || {
-            cleanup.claim(Purpose::Data, &target, 0o700)?;
-            fs::write(target.join("f"), "x").unwrap();
-            panic!("on purpose")
-        });
+        let outcome = or_undone(
+            &abort,
+            &cleanup,
+            |error| error,
+            |_| (),
+            || {
+                cleanup.claim(Purpose::Data, &target, 0o700)?;
+                fs::write(target.join("f"), "x").unwrap();
+                panic!("on purpose")
+            },
+        );
         let failure = outcome.err().unwrap();
         assert_eq!(failure.error.message(), panicked().message());
         assert_eq!(failure.left_to_say().kind(), Kind::Aborted);

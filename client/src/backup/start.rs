@@ -3,6 +3,7 @@
 use protocol::command::StartBackup;
 use protocol::{BackupId, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
+use super::lease::Held;
 use super::{Backup, lsn};
 use crate::error::{Error, Result};
 use crate::options::{Progress, Wal};
@@ -10,10 +11,12 @@ use crate::output::Tablespace;
 use crate::report;
 use crate::report::progress::Phase;
 use crate::server::connection::{Session, bytes, number};
+use crate::server::pq::QueryResult;
 use crate::server::reply::Reply;
 use crate::wal::SegmentSize;
 
 /// What START_BACKUP said.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Start {
     pub(super) position: Lsn,
     pub(super) timeline: u32,
@@ -44,7 +47,7 @@ impl Backup<'_> {
             verify_checksums: self.options.verify_checksums,
             max_rate: self.options.max_rate,
             incremental: self.options.incremental.is_some(),
-            lease: None,
+            lease: (self.options.lease > 0).then_some(self.options.lease),
         });
         coordinator.send_command(&command)?;
         let mut reply = Reply::new(coordinator);
@@ -52,45 +55,78 @@ impl Backup<'_> {
             .result_set(coordinator, reply::START)
             .map_err(|error| explain_start(error, self.options.incremental.is_some()))?;
         self.say("checkpoint completed");
-        let version: u32 = number(&first, 0, 3)?;
-        if version != PROTOCOL_VERSION {
-            return Err(Error::local(format!(
-                "server speaks version {version} of the parallel backup protocol, this program version \
-                 {PROTOCOL_VERSION}"
-            )));
-        }
-        let position = lsn(&first, 0, 0)?;
-        let timeline = number(&first, 0, 1)?;
+        let (start, lease) = read(coordinator, reply, &first)?;
         if self.options.wal != Wal::None {
-            self.say(format_args!("write-ahead log start point: {position} on timeline {timeline}"));
+            self.say(format_args!(
+                "write-ahead log start point: {} on timeline {}",
+                start.position, start.timeline
+            ));
         }
-        let doing = |error: Error| error.context("could not get backup header");
-        let second = reply.result_set(coordinator, reply::TABLESPACES).map_err(doing)?;
-        let mut tablespaces = Vec::new();
-        for row in 0..second.rows() {
-            if second.value(row, 0).is_some() {
-                tablespaces.push(Tablespace {
-                    oid: number(&second, row, 0)?,
-                    location: bytes(&second, row, 1)?.to_vec(),
-                });
+        match lease {
+            Some(seconds) if seconds > 0 => {
+                self.say(format_args!("backup {} has a lease of {seconds} s", start.id));
+                // Once: START_BACKUP is sent again only if the first one has said nothing.
+                let _ = self.held.set(Held::new(&start, seconds));
             }
+            _ if self.options.lease > 0 => report::warning(
+                "the server grants no leases (pg_parallel_backup.max_lease): a connection that is lost ends the backup",
+            ),
+            _ => {}
         }
-        let third = reply.result_set(coordinator, reply::LABELS).map_err(doing)?;
-        let start = Start {
-            position,
-            timeline,
-            id: number(&first, 0, 2)?,
-            system: number(&first, 0, 4)?,
-            segment_size: SegmentSize::new(number(&first, 0, 5)?)?,
-            data_checksums: number::<i32>(&first, 0, 7)? != 0,
-            tablespaces,
-            label_file: bytes(&third, 0, 0)?.to_vec(),
-            tablespace_map: third.value(0, 1).map(<[u8]>::to_vec),
-        };
-        coordinator.finish().map_err(doing)?;
         self.learn(|facts| facts.start = Some((start.position, start.timeline)));
         Ok(start)
     }
+}
+
+/// START_BACKUP of a backup that is there: this session coordinates it from now on. What it is, and its lease in
+/// seconds.
+pub(super) fn attach(session: &mut Session, id: BackupId) -> Result<(Start, Option<u32>)> {
+    session.send_command(&Command::Attach(id))?;
+    let mut reply = Reply::new(session);
+    let first = reply.result_set(session, reply::START)?;
+    read(session, reply, &first)
+}
+
+/// What comes after the first result set, and all of it.
+fn read(session: &mut Session, mut reply: Reply, first: &QueryResult) -> Result<(Start, Option<u32>)> {
+    let version: u32 = number(first, 0, 3)?;
+    if version != PROTOCOL_VERSION {
+        return Err(Error::local(format!(
+            "server speaks version {version} of the parallel backup protocol, this program version \
+             {PROTOCOL_VERSION}"
+        )));
+    }
+    let lease = reply::START.len();
+    let lease = if first.columns() > lease && first.column_name(lease) == reply::LEASE.name {
+        Some(number(first, 0, lease)?)
+    } else {
+        None
+    };
+    let doing = |error: Error| error.context("could not get backup header");
+    let second = reply.result_set(session, reply::TABLESPACES).map_err(doing)?;
+    let mut tablespaces = Vec::new();
+    for row in 0..second.rows() {
+        if second.value(row, 0).is_some() {
+            tablespaces.push(Tablespace {
+                oid: number(&second, row, 0)?,
+                location: bytes(&second, row, 1)?.to_vec(),
+            });
+        }
+    }
+    let third = reply.result_set(session, reply::LABELS).map_err(doing)?;
+    let start = Start {
+        position: lsn(first, 0, 0)?,
+        timeline: number(first, 0, 1)?,
+        id: number(first, 0, 2)?,
+        system: number(first, 0, 4)?,
+        segment_size: SegmentSize::new(number(first, 0, 5)?)?,
+        data_checksums: number::<i32>(first, 0, 7)? != 0,
+        tablespaces,
+        label_file: bytes(&third, 0, 0)?.to_vec(),
+        tablespace_map: third.value(0, 1).map(<[u8]>::to_vec),
+    };
+    session.finish().map_err(doing)?;
+    Ok((start, lease))
 }
 
 /// What may be missing on a server that refuses START_BACKUP.

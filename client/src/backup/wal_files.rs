@@ -73,7 +73,9 @@ impl Backup<'_> {
 
     /// Files of pg_wal that are to be fetched, segments and timeline history files.
     fn queue_of(&self, work: &Work<'_>, names: &[String], segment_size: u64) -> Result<Queue> {
-        let queue = Queue::new(self.options.jobs, false).for_intake(work.output.intake());
+        let queue = Queue::new(self.options.jobs, false)
+            .for_intake(work.output.intake())
+            .patient(self.lease().is_some());
         for name in names {
             let size = match name.as_bytes() {
                 segment if is_segment(segment) => segment_size,

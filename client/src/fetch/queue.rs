@@ -56,6 +56,10 @@ const RETURNED_BATCH: usize = 64;
 /// How often a file is tried.
 pub const TRIES: u8 = 3;
 
+/// How often a file is tried that connections are lost at, where others are to be had for a long time: somebody
+/// else may end them, but a file that ends each is found out.
+const TRIES_OVER_LOST: u8 = 20;
+
 /// The files of a backup: names in one buffer and records of 24 bytes, because there may be
 /// millions.
 #[derive(Debug, Default)]
@@ -205,6 +209,8 @@ pub struct Queue {
     intake: Intake,
     /// How many bytes may be claimed and not written, where files are written in order.
     window: u64,
+    /// Whether a connection that is lost says little about the file that came over it.
+    is_patient: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -228,6 +234,8 @@ struct State {
     returned: VecDeque<Item>,
     /// Failures so far.
     failures: HashMap<FileNumber, u8>,
+    /// Connections that were lost so far, if they are counted apart.
+    losses: HashMap<FileNumber, u8>,
     /// Items that some connection is at.
     under_way: usize,
     /// Files that were fetched or had vanished.
@@ -279,6 +287,7 @@ impl Queue {
             may_split: may_split && jobs > 1,
             intake: Intake::Any,
             window: u64::MAX,
+            is_patient: false,
             state: Mutex::new(State { listing: Some(Listing::default()), ..State::default() }),
             changed: Condvar::new(),
         }
@@ -288,6 +297,11 @@ impl Queue {
     pub fn for_intake(self, intake: Intake) -> Self {
         let window = if intake == Intake::Ordered { self.jobs * PARTS_PER_JOB * PART } else { u64::MAX };
         Self { intake, window, ..self }
+    }
+
+    /// Connections may be lost more often than usual.
+    pub fn patient(self, is_patient: bool) -> Self {
+        Self { is_patient, ..self }
     }
 
     /// Adds a file to the list; nothing where it is there already.
@@ -421,13 +435,31 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// The connection was lost while a file came. Fails if that was its last try.
+    pub fn lost(&self, item: Item, cause: &Error) -> Result<()> {
+        if !self.is_patient {
+            return self.failed(item, cause);
+        }
+        self.count(item, cause, TRIES_OVER_LOST, |state| &mut state.losses)
+    }
+
     /// A file could not be fetched. Fails if that was its last try.
     pub fn failed(&self, item: Item, cause: &Error) -> Result<()> {
+        self.count(item, cause, TRIES, |state| &mut state.failures)
+    }
+
+    fn count(
+        &self,
+        item: Item,
+        cause: &Error,
+        tries: u8,
+        counts: impl FnOnce(&mut State) -> &mut HashMap<FileNumber, u8>,
+    ) -> Result<()> {
         {
             let mut state = self.lock();
-            let failures = state.failures.entry(item.file).or_default();
+            let failures = counts(&mut state).entry(item.file).or_default();
             *failures += 1;
-            if *failures < TRIES {
+            if *failures < tries {
                 state.under_way -= 1;
                 state.again.push_back(item);
                 self.changed.notify_all();
@@ -435,7 +467,7 @@ impl Queue {
             }
         }
         Err(Error::local(format!(
-            "could not fetch file \"{}\" in {TRIES} tries: {}",
+            "could not fetch file \"{}\" in {tries} tries: {}",
             self.path(item.file),
             cause.message()
         )))

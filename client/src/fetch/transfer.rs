@@ -239,7 +239,7 @@ impl Work<'_> {
                 // Reported as what it is, the end of the connection.
                 Kind::Connection => {
                     self.counters.retry();
-                    self.queue.failed(*item, error)
+                    self.queue.lost(*item, error)
                 }
                 _ => self.failed(*item, error),
             };
@@ -493,9 +493,9 @@ impl<S: Sink> CopySink for Feed<'_, '_, S> {
     }
 }
 
-/// Whether an error says that the backup is gone.
+/// Whether an error says that the backup is gone, or another's by now.
 pub fn is_hopeless(error: &Error) -> bool {
-    HOPELESS.iter().any(|state| error.is_server(*state))
+    HOPELESS.iter().any(|state| error.is_server(*state)) || error.is_taken_over()
 }
 
 /// The error of a manifest that cannot be written.

@@ -77,6 +77,9 @@ pub struct Arguments {
     /// Backup label
     #[arg(short = 'l', long, value_name = "LABEL", help_heading = GENERAL, allow_hyphen_values = true)]
     pub label: Option<OsString>,
+    /// Seconds for which the server keeps the backup when its connection is lost (default: 0)
+    #[arg(long, value_name = "SECONDS", help_heading = GENERAL, allow_hyphen_values = true)]
+    pub lease: Option<OsString>,
     /// Keep what a failed backup leaves behind
     #[arg(short = 'n', long, help_heading = GENERAL)]
     pub no_clean: bool,

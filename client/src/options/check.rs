@@ -41,6 +41,10 @@ pub fn check(raw: Arguments) -> Result<Options> {
     let sync_method = sync_method(&raw)?;
     let verify = verify(&raw)?;
     let progress = progress(&raw)?;
+    let lease = match raw.lease.as_deref() {
+        None => 0,
+        Some(text) => parse_int(text, "--lease", 0, i64::from(i32::MAX))?,
+    };
     let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
 
     if let Some(first) = raw.rest.first() {
@@ -79,6 +83,10 @@ pub fn check(raw: Arguments) -> Result<Options> {
     if progress.is_some() && raw.no_estimate_size {
         return Err(incompatible("--progress", "--no-estimate-size"));
     }
+    // What has changed is known in one session of the server alone (docs/protocol.md, Leases).
+    if lease > 0 && raw.incremental.is_some() {
+        return Err(incompatible("--lease", "--incremental"));
+    }
     let manifest = manifest(&raw)?;
     if let Some(target) = target {
         check_target(&target.to_string_lossy(), raw.write_recovery_conf)?;
@@ -99,6 +107,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
         report: raw.report.map(PathBuf::from),
         progress,
         verbose: raw.verbose > 0,
+        lease: u32::try_from(lease).unwrap_or(0),
         max_rate,
         wal: match method {
             Method::None => Wal::None,

@@ -51,6 +51,9 @@ pub struct Options {
     pub progress: Option<Progress>,
     /// Say more.
     pub verbose: bool,
+    /// How many seconds the server is to keep the backup when the connection that coordinates it is lost; 0 is
+    /// not at all.
+    pub lease: u32,
     /// In kB/s.
     pub max_rate: Option<u32>,
     /// How WAL gets into the backup.
@@ -267,6 +270,7 @@ mod tests {
         );
         assert!(options.verify_checksums && options.past_libpq);
         assert!(options.verify.is_none() && !options.discard);
+        assert_eq!(options.lease, 0);
         assert_eq!(options.connection, ConnectionOptions::default());
     }
 
@@ -280,8 +284,6 @@ mod tests {
             "1M",
             "-R",
             "-T/a=/b",
-            "-i",
-            "/old/backup_manifest",
             "--tablespace-mapping=/c=/d",
             "--waldir=/w/",
             "-Xs",
@@ -291,6 +293,7 @@ mod tests {
             "-l",
             "-label",
             "-n",
+            "--lease=60",
             "-N",
             "-P",
             "-vv",
@@ -317,7 +320,7 @@ mod tests {
         assert_eq!(options.jobs, 8);
         assert_eq!(options.max_rate, Some(1024));
         assert_eq!(options.waldir.unwrap().as_os_str(), "/w");
-        assert_eq!(options.incremental.unwrap().as_os_str(), "/old/backup_manifest");
+        assert_eq!(options.lease, 60);
         assert_eq!(options.label, b"-label");
         assert_eq!(options.sync, Sync::None);
         assert_eq!(
@@ -333,6 +336,12 @@ mod tests {
         assert_eq!(options.progress, Some(Progress::Text));
         assert!(!options.verify_checksums);
         assert_eq!(options.verify, Some(Side::Server));
+    }
+
+    #[test]
+    fn an_increment() {
+        let options = options(&["-D", "x", "-i", "/old/backup_manifest", "--lease=0"]).unwrap();
+        assert_eq!(options.incremental.unwrap().as_os_str(), "/old/backup_manifest");
     }
 
     #[test]
@@ -486,6 +495,9 @@ mod tests {
                 "report file must not be in a directory of the backup",
             ),
             (&["--discard", "-t", "blackhole"], "--discard and --target are incompatible options"),
+            (&["-D", "x", "--lease", "-1"], "--lease must be in range 0..2147483647"),
+            (&["-D", "x", "--lease=1h"], "invalid value \"1h\" for option --lease"),
+            (&["-D", "x", "--lease=1", "-i", "m"], "--lease and --incremental are incompatible options"),
             (&["-D", "x", "-j", "0"], "-j/--jobs must be in range 1..1024"),
             (&["-D", "x", "-j", "two"], "invalid value \"two\" for option -j/--jobs"),
             (&["-D", "x", "-s", "-1"], "-s/--status-interval must be in range 0..2147483"),

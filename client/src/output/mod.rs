@@ -236,7 +236,7 @@ pub struct Layout<'a> {
 }
 
 /// A tablespace of the server.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tablespace {
     /// Its name in pg_tblspc.
     pub oid: u32,

@@ -6,11 +6,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use protocol::Lsn;
 use protocol::wal::{Segment, history_name};
+use protocol::{Lsn, SqlState};
 
 use crate::abort::Latch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::output::{Output, WalOutput};
 use crate::server::connection::{Message, Session, bytes, number, text};
 use crate::server::pq::Status;
@@ -37,6 +37,8 @@ pub struct Plan {
     pub system: u64,
     /// The slot to stream from.
     pub slot: Option<String>,
+    /// Whether it goes away with the connection.
+    pub slot_is_temporary: bool,
     /// How often the server is told how far we are; never for zero.
     pub status_interval: Duration,
 }
@@ -67,55 +69,104 @@ pub fn quoted_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Streams until the end is reached, to `wal`, which is `output`'s.
+/// Streams until the end is reached, to `wal`, which is `output`'s. `again` makes another connection in place of one
+/// that is lost, if that can be; the stream goes on where it was.
 pub fn stream(
     session: &mut Session,
     plan: &Plan,
     wal: &mut dyn WalOutput,
     output: &dyn Output,
     end: &End,
+    again: &mut dyn FnMut(Error) -> Result<Session>,
 ) -> Result<()> {
-    let mut writer =
+    let writer =
         SegmentWriter { output: wal, size: plan.segment_size, timeline: plan.timeline, offset: None };
-    let mut start = plan.segment_size.start_of(plan.start);
+    let start = plan.segment_size.start_of(plan.start);
+    let mut streamer = Streamer { plan, end, output, writer, start, copy: None, slot: plan.slot.clone() };
+    let mut was_lost = false;
     loop {
-        fetch_history(session, &mut writer, output)?;
-        if end.reached(start) {
-            return Ok(());
-        }
-        let slot = plan
-            .slot
-            .as_deref()
-            .map_or_else(String::new, |slot| format!("SLOT {} ", quoted_identifier(slot)));
-        let command = format!("START_REPLICATION {slot}{start} TIMELINE {}", writer.timeline);
-        session.send(command.as_bytes())?;
-        let doing = |error: Error| error.context("could not send replication command \"START_REPLICATION\"");
-        match session.result().map_err(doing)? {
-            Some(answer) if answer.status() == Status::PGRES_COPY_BOTH => {}
-            _ => return Err(Error::connection("server did not start to stream write-ahead log")),
-        }
-        session.entered_copy_both();
-        let mut copy = Copy::new(plan, end, start, writer.timeline);
-        let next = copy.run(session, &mut writer)?;
-        match next {
-            None if end.reached(copy.position) => return Ok(()),
-            None => return Err(Error::connection("replication stream was terminated before stop point")),
-            Some((timeline, switch)) => {
-                if timeline <= writer.timeline {
-                    return Err(Error::connection(format!(
-                        "server reported unexpected next timeline {timeline}, following timeline {}",
-                        writer.timeline
-                    )));
+        match streamer.run(session) {
+            // The server may not have noticed yet that the one before is gone.
+            Err(error) if error.kind() == Kind::Connection || was_lost && error.is_server(OBJECT_IN_USE) => {
+                session.abandon();
+                *session = again(error)?;
+                was_lost = true;
+                if plan.slot_is_temporary {
+                    // It went with the connection. What keeps the WAL now is whoever keeps the backup.
+                    streamer.slot = None;
                 }
-                if switch > copy.position {
-                    return Err(Error::connection(format!(
-                        "server stopped streaming timeline {} at {}, but reported next timeline {timeline} \
-                         to begin at {switch}",
-                        writer.timeline, copy.position
-                    )));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// 55006: another connection is using the slot.
+const OBJECT_IN_USE: SqlState = SqlState::from_bytes(*b"55006");
+
+/// A stream, over one connection after the other.
+struct Streamer<'a> {
+    plan: &'a Plan,
+    end: &'a End,
+    output: &'a dyn Output,
+    writer: SegmentWriter<'a>,
+    /// Where the timeline begins that is next.
+    start: Lsn,
+    /// The timeline that is being streamed, as far as it has come.
+    copy: Option<Copy<'a>>,
+    slot: Option<String>,
+}
+
+impl Streamer<'_> {
+    fn run(&mut self, session: &mut Session) -> Result<()> {
+        loop {
+            fetch_history(session, &mut self.writer, self.output)?;
+            let from = self.copy.as_ref().map_or(self.start, |copy| copy.position);
+            if self.end.reached(from) {
+                return self.writer.close();
+            }
+            let slot = self
+                .slot
+                .as_deref()
+                .map_or_else(String::new, |slot| format!("SLOT {} ", quoted_identifier(slot)));
+            let command = format!("START_REPLICATION {slot}{from} TIMELINE {}", self.writer.timeline);
+            session.send(command.as_bytes())?;
+            let doing =
+                |error: Error| error.context("could not send replication command \"START_REPLICATION\"");
+            match session.result().map_err(doing)? {
+                Some(answer) if answer.status() == Status::PGRES_COPY_BOTH => {}
+                _ => return Err(Error::connection("server did not start to stream write-ahead log")),
+            }
+            session.entered_copy_both();
+            let (plan, end, timeline) = (self.plan, self.end, self.writer.timeline);
+            let copy = self.copy.get_or_insert_with(|| Copy::new(plan, end, from, timeline));
+            copy.begin(self.slot.is_some());
+            let next = copy.run(session, &mut self.writer)?;
+            let position = copy.position;
+            match next {
+                None if self.end.reached(position) => return self.writer.close(),
+                None => {
+                    return Err(Error::connection("replication stream was terminated before stop point"));
                 }
-                writer.timeline = timeline;
-                start = plan.segment_size.start_of(switch);
+                Some((next, switch)) => {
+                    if next <= timeline {
+                        return Err(Error::connection(format!(
+                            "server reported unexpected next timeline {next}, following timeline {timeline}"
+                        ))
+                        .fatal());
+                    }
+                    if switch > position {
+                        return Err(Error::connection(format!(
+                            "server stopped streaming timeline {timeline} at {position}, but reported next \
+                             timeline {next} to begin at {switch}"
+                        ))
+                        .fatal());
+                    }
+                    self.writer.close()?;
+                    self.writer.timeline = next;
+                    self.start = plan.segment_size.start_of(switch);
+                    self.copy = None;
+                }
             }
         }
     }
@@ -148,6 +199,8 @@ struct Copy<'a> {
     position: Lsn,
     /// Up to here everything is synced, or as good as that is with --no-sync.
     flushed: Lsn,
+    /// Whether there is a slot that has to know how far we are.
+    has_slot: bool,
     /// We have not ended our side.
     sending: bool,
     last_status: Option<Instant>,
@@ -160,7 +213,13 @@ impl<'a> Copy<'a> {
     fn new(plan: &'a Plan, end: &'a End, start: Lsn, timeline: u32) -> Self {
         let cluster = Cluster { system: plan.system, segment_size: plan.segment_size };
         let records = Records::new(cluster, timeline, start);
-        Self { plan, end, records, position: start, flushed: start, sending: true, last_status: None }
+        let (position, flushed) = (start, start);
+        Self { plan, end, records, position, flushed, has_slot: false, sending: true, last_status: None }
+    }
+
+    /// The server begins to send from here on.
+    fn begin(&mut self, has_slot: bool) {
+        (self.has_slot, self.sending, self.last_status) = (has_slot, true, None);
     }
 
     fn run(&mut self, session: &mut Session, writer: &mut SegmentWriter<'_>) -> Result<NextTimeline> {
@@ -169,7 +228,7 @@ impl<'a> Copy<'a> {
             self.status_if_due(session)?;
             match session.try_copy_data()? {
                 Message::Data(data) => self.message(&data, session, writer)?,
-                Message::Done => return self.after_copy(session, writer),
+                Message::Done => return self.after_copy(session),
                 Message::None => {
                     // The latch stays thrown: to wait for it again would be not to wait.
                     let known = (!self.end.is_known()).then(|| self.end.known.as_fd());
@@ -186,7 +245,7 @@ impl<'a> Copy<'a> {
                 // Type, position and time come before it.
                 let wants_reply = *data.get(17).ok_or_else(short)? != 0;
                 if wants_reply && self.sending {
-                    if self.plan.slot.is_some() && self.flushed < self.position {
+                    if self.has_slot && self.flushed < self.position {
                         writer.output.flush()?;
                         self.flushed = self.position;
                     }
@@ -221,9 +280,11 @@ impl<'a> Copy<'a> {
             return Err(Error::connection(format!(
                 "received write-ahead log of {position}, expected that of {}",
                 self.position
-            )));
+            ))
+            .fatal());
         }
-        self.records.push(wal)?;
+        // What was damaged may be written already: another connection does not help.
+        self.records.push(wal).map_err(Error::fatal)?;
         while !wal.is_empty() {
             let room = writer.size.bytes() - writer.size.offset(self.position);
             let now = wal.len().min(usize::try_from(room).unwrap_or(usize::MAX));
@@ -254,11 +315,10 @@ impl<'a> Copy<'a> {
     }
 
     /// The server has ended its side: because the timeline has ended, or because we have.
-    fn after_copy(&mut self, session: &mut Session, writer: &mut SegmentWriter<'_>) -> Result<NextTimeline> {
+    fn after_copy(&mut self, session: &mut Session) -> Result<NextTimeline> {
         let doing = |error: Error| error.context("unexpected termination of replication stream");
         let mut answer = session.result().map_err(doing)?;
         if self.sending {
-            writer.close()?;
             if answer.as_ref().is_some_and(|answer| answer.status() == Status::PGRES_COPY_IN) {
                 session.put_copy_end()?;
                 answer = session.result().map_err(doing)?;
@@ -298,7 +358,7 @@ impl<'a> Copy<'a> {
     fn send_status(&mut self, session: &mut Session) -> Result<()> {
         // A position reported as flushed makes us eligible as a synchronous standby: only with a
         // slot, which needs it.
-        let flushed = if self.plan.slot.is_some() { self.flushed } else { Lsn(0) };
+        let flushed = if self.has_slot { self.flushed } else { Lsn(0) };
         session.put_copy_data(&status_message(self.position, flushed, SystemTime::now()))?;
         self.last_status = Some(Instant::now());
         Ok(())

@@ -35,7 +35,7 @@ const KEEPALIVES: [(&str, &str); 3] =
     [("keepalives_idle", "60"), ("keepalives_interval", "10"), ("keepalives_count", "6")];
 
 /// What every connection of a backup is made from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Connector {
     options: ConnectionOptions,
     /// What the connection string says.
@@ -84,6 +84,11 @@ impl Connector {
             password: None,
             abort,
         })
+    }
+
+    /// The same, whose waits are ended by something else.
+    pub fn ended_by(&self, abort: Arc<Abort>) -> Self {
+        Self { abort, ..self.clone() }
     }
 
     /// Makes a connection, and asks for a password once if it takes one.

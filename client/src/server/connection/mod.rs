@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
 use crate::server::cancel;
-use crate::server::pq::{CopyData, CopyRead, Pg, QueryResult, Status};
+use crate::server::pq::{Canceller, CopyData, CopyRead, Pg, QueryResult, Status};
 use crate::server::wire::Wire;
 
 pub use connector::Connector;
@@ -94,6 +94,28 @@ impl Session {
     /// From now on waits last as long as they have to.
     pub fn lift_deadline(&mut self) {
         self.deadline = None;
+    }
+
+    /// From now on waits last until then at most.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
+    /// What cancels a command of this connection, even if that is lost by then.
+    pub fn canceller(&self) -> Option<Canceller> {
+        self.pg.canceller()
+    }
+
+    /// Nothing more is wanted of this connection: the server process ends, if it hears of that.
+    pub fn abandon(&mut self) {
+        if self.running
+            && self.pg.is_ok()
+            && let Some(canceller) = self.pg.canceller()
+        {
+            cancel::start(canceller);
+        }
+        self.running = false;
+        self.pg.hang_up();
     }
 
     /// The server process at the other end.

@@ -1,0 +1,215 @@
+//! A backup that the server keeps when the connection that coordinates it is lost (`docs/protocol.md`, Leases):
+//! coming back to it, and giving it up in the end.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use protocol::{BackupId, Command, SqlState};
+
+use super::Backup;
+use super::start::Start;
+use crate::error::{Error, Kind, Result};
+use crate::fetch::reconnect::{Losses, Reconnect};
+use crate::report;
+use crate::server::connection::Session;
+
+/// How long it is tried to tell the server that a backup is over. It finds out by itself when the lease has run
+/// out.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a connection is looked at that has nothing to do.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A backup that the server keeps.
+#[derive(Debug)]
+pub(super) struct Held {
+    id: BackupId,
+    lease: Duration,
+    /// What it must be, whoever comes back to it.
+    start: Start,
+    losses: Mutex<Losses>,
+}
+
+impl Held {
+    /// Nothing was lost so far.
+    pub(super) fn new(start: &Start, lease: u32) -> Self {
+        let lease = Duration::from_secs(u64::from(lease));
+        Self { id: start.id, lease, start: start.clone(), losses: Mutex::new(Losses::new(Some(lease))) }
+    }
+
+    /// For how long.
+    pub(super) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// One try to become the backup's coordinator.
+    fn attach(&self, reconnect: &Reconnect, deadline: Instant) -> Result<Session> {
+        let mut session = reconnect.session(deadline)?;
+        let (found, _) = super::start::attach(&mut session, self.id)?;
+        if found != self.start {
+            return Err(Error::local("the backup on the server is not the one that was begun"));
+        }
+        session.lift_deadline();
+        Ok(session)
+    }
+}
+
+impl Backup<'_> {
+    /// For how long the server keeps the backup, if it does.
+    pub(super) fn lease(&self) -> Option<Duration> {
+        self.held.get().map(Held::lease)
+    }
+
+    /// Does something over the coordinator's connection; again, over another, if that is lost and the server keeps the
+    /// backup. An error of kind `Connection` is left only where there is no lease.
+    pub(super) fn coordinated<T>(
+        &self,
+        coordinator: &mut Session,
+        mut step: impl FnMut(&mut Session) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            match step(coordinator) {
+                Err(error) if error.kind() == Kind::Connection && self.held.get().is_some() => {
+                    self.come_back(coordinator, &error)?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Looks after the coordinator's connection until something else is over: with nobody attached the lease
+    /// would run out.
+    pub(super) fn attend(&self, coordinator: &mut Session, is_over: impl Fn() -> bool) -> Result<()> {
+        while self.held.get().is_some() && !is_over() && self.abort.check().is_ok() {
+            self.coordinated(coordinator, Session::check_alive)?;
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Puts another connection into the place of the coordinator's, which is lost.
+    fn come_back(&self, coordinator: &mut Session, lost: &Error) -> Result<()> {
+        let (Some(held), Some(reconnect)) = (self.held.get(), self.reconnect.get()) else {
+            return Err(lost.clone());
+        };
+        let again = || lost.clone().context("lost the connection that coordinates the backup").fatal();
+        self.lost
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(u32::try_from(coordinator.backend_pid()));
+        self.counters.connection_lost();
+        coordinator.abandon();
+        if !held.losses.lock().unwrap_or_else(PoisonError::into_inner).another() {
+            return Err(again());
+        }
+        report::warning(format_args!(
+            "lost the connection that coordinates the backup, trying to come back within {} s: {lost}",
+            held.lease.as_secs()
+        ));
+        let end = Instant::now() + held.lease;
+        match reconnect.persist(Some(end), || true, |deadline| held.attach(reconnect, deadline)) {
+            Ok(Some(session)) => {
+                *coordinator = session;
+                self.counters.connection_replaced();
+                self.say("came back to the backup");
+                Ok(())
+            }
+            Ok(None) => Err(Error::aborted()),
+            Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => {
+                Err(error.context("the server does not have the backup any more").passing().fatal())
+            }
+            Err(error) => Err(error.context("could not come back to the backup").fatal()),
+        }
+    }
+
+    /// START_BACKUP; once more, over another connection, if that is lost and a lease is wanted. What the first one
+    /// has started, if it has, is cancelled.
+    pub(super) fn start_held(&self, coordinator: &mut Session) -> Result<Start> {
+        let lease = Duration::from_secs(u64::from(self.options.lease));
+        let mut losses = Losses::new(Some(lease));
+        loop {
+            let canceller = coordinator.canceller();
+            let error = match self.start(coordinator) {
+                Err(error) if error.kind() == Kind::Connection && !lease.is_zero() && losses.another() => {
+                    error
+                }
+                outcome => return outcome,
+            };
+            let Some(reconnect) = self.reconnect.get() else { return Err(error) };
+            // The server does not look at a client that waits for a checkpoint.
+            canceller.into_iter().for_each(crate::server::cancel::start);
+            coordinator.abandon();
+            self.counters.connection_lost();
+            report::warning(format_args!("lost a connection, will start the backup again: {error}"));
+            let end = Instant::now() + lease;
+            let made = reconnect.persist(Some(end), || true, |deadline| reconnect.session(deadline))?;
+            *coordinator = made.ok_or_else(Error::aborted)?;
+            coordinator.lift_deadline();
+            self.counters.connection_replaced();
+        }
+    }
+
+    /// Another connection for the WAL stream, whose own was lost. The server keeps what it needs.
+    pub(super) fn come_back_to_wal(&self, losses: &mut Losses, lost: Error) -> Result<Session> {
+        let (Some(held), Some(reconnect)) = (self.held.get(), self.reconnect.get()) else { return Err(lost) };
+        self.counters.connection_lost();
+        if !losses.another() {
+            return Err(lost);
+        }
+        report::warning(format_args!("lost the connection of the WAL stream, trying to go on: {lost}"));
+        let end = Instant::now() + held.lease;
+        let made = reconnect.persist(Some(end), || true, |deadline| reconnect.wal_session(deadline))?;
+        self.counters.connection_replaced();
+        made.ok_or_else(Error::aborted).inspect(|_| self.say("going on with the WAL stream"))
+    }
+
+    /// An error of a backup with a lease, and what a second one would be good for.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        if self.options.lease > 0 && error.may_pass() && error.hint().is_none() {
+            error.with_hint("What was in the way may pass: the backup can be begun anew by the same command.")
+        } else {
+            error
+        }
+    }
+
+    /// Everything is there: the server need not keep the backup any longer.
+    pub(super) fn release(&self, coordinator: Session) {
+        let (Some(held), Some(reconnect)) = (self.held.get(), self.reconnect.get()) else { return };
+        self.let_go(held, reconnect, Some(coordinator));
+    }
+
+    /// The backup has failed: nothing of it stays on the server, if that can be reached.
+    pub(super) fn give_up(&self, error: &Error) {
+        let (Some(held), Some(reconnect)) = (self.held.get(), self.reconnect.get()) else { return };
+        // Whoever has come after us has it, and goes on.
+        if error.is_taken_over() || error.is_server(SqlState::UNDEFINED_OBJECT) {
+            return;
+        }
+        // With signals and failures behind us: of these nobody would hear in a wait any more.
+        let Ok(reconnect) = reconnect.after_failure() else { return };
+        self.let_go(held, &reconnect, None);
+    }
+
+    fn let_go(&self, held: &Held, reconnect: &Reconnect, mut coordinator: Option<Session>) {
+        let end = Instant::now() + RELEASE_PATIENCE.min(held.lease);
+        let mut attempt = |deadline: Instant| -> Result<()> {
+            let mut session = match coordinator.take() {
+                Some(session) => session,
+                None => held.attach(reconnect, deadline)?,
+            };
+            session.set_deadline(deadline);
+            session.send_command(&Command::Release(Some(held.id)))?;
+            session.finish()
+        };
+        match reconnect.persist(Some(end), || true, &mut attempt) {
+            Ok(Some(())) => self.say("released the backup on the server"),
+            // The answer was lost, or the lease is over.
+            Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => {}
+            Ok(None) => {}
+            Err(error) => report::warning(format_args!(
+                "could not release the backup on the server, which keeps it for {} s: {error}",
+                held.lease.as_secs()
+            )),
+        }
+    }
+}

@@ -1,0 +1,201 @@
+# A network between client and server that loses connections: a process that takes connections over TCP, hands on
+# what it gets, and at moments that are agreed before ends one, or lets it stand still, in one of several ways.
+
+package ParallelBackup::Disturbance;
+
+use strict;
+use warnings FATAL => 'all';
+
+use Carp;
+use Fcntl;
+use IO::Select;
+use IO::Socket::INET;
+use IO::Socket::UNIX;
+use POSIX ();
+use Time::HiRes ();
+
+# What a client says when it is at something: by either way in.
+our %PHASE = (
+	start => qr/START_BACKUP *\((?!.*backup_id)/is,
+	attach => qr/START_BACKUP *\(.*backup_id/is,
+	list => qr/SEND_FILE_LIST *\((?!.*estimate)/is,
+	files => qr/SEND_FILES_CONTENT *\((?!.*pg_wal\/0)/is,
+	stop => qr/STOP_BACKUP *\((?!.*release)/is,
+	wal => qr/SEND_FILES_CONTENT *\(.*pg_wal\/0/is,
+	stream => qr/START_REPLICATION\b/is,
+	release => qr/STOP_BACKUP *\(.*release/is);
+
+# new(node => the server, dir => a directory for this one alone, plan => [events])
+#
+# Each event of the plan happens once, on the first connection that comes to it:
+#
+#   phase   a key of %PHASE: the client is at that
+#   skip    so many commands of that phase go on undisturbed first
+#   after   how many bytes of the reply are handed on first; -1: the command itself is not
+#   how     'cut'    both ends are closed
+#           'client' the client's end alone: the server does not notice for some time
+#           'server' the server's end alone: the client does not
+#           'half'   the client's end is shut down in the one direction that it reads from
+#           'stall'  nothing moves for some time, and then all goes on
+#   for     how many seconds something stands still
+sub new
+{
+	my ($class, %params) = @_;
+	my $listener = IO::Socket::INET->new(Listen => 100, LocalAddr => '127.0.0.1', Proto => 'tcp')
+	  or croak "could not listen: $!";
+	my $self = bless { %params, socket => $params{node}->host . '/.s.PGSQL.' . $params{node}->port, port => $listener->sockport }, $class;
+
+	mkdir $self->{dir} or croak "$self->{dir}: $!";
+	$self->{pid} = fork() // croak "could not fork: $!";
+	if (!$self->{pid})
+	{
+		$self->_serve($listener);
+		POSIX::_exit(0);
+	}
+	close $listener;
+	return $self;
+}
+
+sub port { return $_[0]{port} }
+
+# The events that have happened, by their place in the plan.
+sub happened
+{
+	my ($self) = @_;
+
+	opendir my $dir, $self->{dir} or croak "$self->{dir}: $!";
+	return sort { $a <=> $b } grep { /^\d+$/ } readdir $dir;
+}
+
+sub stop
+{
+	my ($self) = @_;
+
+	if (my $pid = delete $self->{pid})
+	{
+		# Its connections are processes of its group.
+		kill 'KILL', -$pid;
+		waitpid $pid, 0;
+	}
+	return;
+}
+
+sub DESTROY { local $?; $_[0]->stop; return }
+
+sub _serve
+{
+	my ($self, $listener) = @_;
+
+	POSIX::setpgid(0, 0);
+	$SIG{CHLD} = 'IGNORE';
+	$SIG{PIPE} = 'IGNORE';
+	while (1)
+	{
+		my $client = $listener->accept or next;
+		next if fork();
+		close $listener;
+		my $server = IO::Socket::UNIX->new(Peer => $self->{socket});
+		$self->_carry($client, $server) if $server;
+		POSIX::_exit(0);
+	}
+	return;
+}
+
+sub _carry
+{
+	my ($self, $client, $server) = @_;
+	my $both = IO::Select->new($client, $server);
+	my ($event, $left);
+
+	while (1)
+	{
+		for my $from ($both->can_read)
+		{
+			my $count = sysread($from, my $bytes, 1 << 16) or return;
+			if ($from == $client)
+			{
+				# The reply before was shorter than the event had it.
+				if ($event || ($event = $self->_event($bytes)) && $event->{after} < 0)
+				{
+					return if !$self->_happen($event, $client, $server);
+					undef $event;
+				}
+				$left = $event->{after} if $event;
+				_write($server, $bytes) or return;
+				next;
+			}
+			if ($event)
+			{
+				my $now = $left < $count ? $left : $count;
+				_write($client, substr($bytes, 0, $now, '')) or return;
+				$left -= $now;
+				if ($left <= 0)
+				{
+					return if !$self->_happen($event, $client, $server);
+					undef $event;
+				}
+			}
+			_write($client, $bytes) or return;
+		}
+	}
+	return;
+}
+
+# The event of the plan that is due with what the client says.
+sub _event
+{
+	my ($self, $said) = @_;
+
+	for my $number (0 .. $#{ $self->{plan} })
+	{
+		my $event = $self->{plan}[$number];
+		next if -e "$self->{dir}/$number" || $said !~ $PHASE{ $event->{phase} };
+		next if !$self->_is_turn($number, $event->{skip} // 0);
+		return {%$event} if sysopen(my $file, "$self->{dir}/$number", O_CREAT | O_EXCL | O_WRONLY);
+	}
+	return;
+}
+
+# Whether enough commands of that phase have gone on.
+sub _is_turn
+{
+	my ($self, $number, $skip) = @_;
+
+	for my $turn (1 .. $skip)
+	{
+		return 0 if sysopen(my $file, "$self->{dir}/$number.$turn", O_CREAT | O_EXCL | O_WRONLY);
+	}
+	return 1;
+}
+
+# True if the connection goes on after it.
+sub _happen
+{
+	my ($self, $event, $client, $server) = @_;
+	my $how = $event->{how};
+
+	if ($how eq 'client') { close $client }
+	elsif ($how eq 'server') { close $server }
+	elsif ($how eq 'half') { shutdown $client, 1 }
+	elsif ($how eq 'cut')
+	{
+		close $_ for $client, $server;
+		return 0;
+	}
+	Time::HiRes::sleep($event->{for});
+	return $how eq 'stall';
+}
+
+sub _write
+{
+	my ($to, $bytes) = @_;
+
+	while ($bytes ne '')
+	{
+		my $count = syswrite($to, $bytes) or return 0;
+		substr($bytes, 0, $count, '');
+	}
+	return 1;
+}
+
+1;

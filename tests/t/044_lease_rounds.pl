@@ -1,0 +1,129 @@
+# Backups with --lease of a cluster under pgbench, over a network that loses connections: the coordinator's in each
+# phase, the workers' and the WAL stream's. A few rounds here; make check-lease ROUNDS=50 for many. The moments come
+# from a random number that is printed, and can be given by SEED.
+
+use strict;
+use warnings FATAL => 'all';
+
+use File::Copy ();
+use File::Path ();
+use IPC::Run ();
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use ParallelBackup::Disturbance;
+use ParallelBackup::Lease;
+use ParallelBackup::Test;
+
+my $rounds = $ENV{ROUNDS} || 3;
+my $seed = $ENV{SEED} || int rand 1_000_000;
+srand $seed;
+note("SEED=$seed ROUNDS=$rounds");
+
+my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
+my $archive = "$tempdir/archive";
+mkdir $archive or die "$archive: $!";
+my $node = lease_node('main', segsize => 16, conf => qq(
+archive_mode = on
+archive_command = 'sleep 0.2; cp "%p" "$archive/%f"'
+checkpoint_timeout = 30s
+max_replication_slots = 20
+max_worker_processes = 20
+max_wal_senders = 30
+max_connections = 60
+));
+$node->command_ok([ 'pgbench', '--quiet', '--initialize', '--scale' => 3, '--no-vacuum', 'postgres' ], 'pgbench tables');
+my $load = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client' => 2, '--time' => 100_000, '--rate' => 200, '-h' => $node->host, '-p' => $node->port, 'postgres' ],
+	'>' => \my $out, '2>' => \my $err);
+
+sub pick { return $_[ int rand @_ ] }
+
+# What happens in one round: at least one loss of the coordinator's connection in each phase that it has, and some more.
+sub events
+{
+	my ($wal) = @_;
+	my @phases = ('list', 'stop', ('files') x pick(2, 3, 4));
+	push @phases, 'wal' if $wal eq 'fetch';
+	push @phases, ('stream') x pick(1, 2) if $wal eq 'stream';
+	push @phases, 'start' if rand() < 0.3;
+	push @phases, 'attach' if rand() < 0.3;
+	push @phases, 'release' if rand() < 0.5;
+	my %longest = (list => 50_000, files => 3_000_000, stop => 10_000, wal => 16 << 20, stream => 8 << 20, attach => 300, release => 20);
+
+	return [ map {
+		my $phase = $_;
+		# An answer to START_BACKUP that is lost has begun a backup that nobody knows.
+		my $after = $phase eq 'start' || rand() < 0.2 ? pick(-1, 0) : int exp rand log $longest{$phase};
+		$after = -1 if $phase eq 'start';
+		{ phase => $phase, after => $after, skip => pick(0, 0, 1, 2) * ($phase eq 'files'), how => pick(qw(cut cut client server half stall)), for => sprintf('%.1f', 0.2 + rand 1.5) }
+	} @phases ];
+}
+
+sub is_sound
+{
+	my ($copy, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	is($copy->safe_psql('postgres', q(
+		SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)
+		AND (SELECT sum(bbalance) FROM pgbench_branches) = (SELECT sum(delta) FROM pgbench_history)
+		AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(delta) FROM pgbench_history)
+		AND (SELECT count(*) FROM pgbench_accounts) = 300000)), 't', "$name: sums");
+	return;
+}
+
+my ($lost, %happened) = (0);
+for my $round (1 .. $rounds)
+{
+	my $wal = ('stream', 'fetch', 'none')[ ($round - 1) % 3 ];
+	my $is_tar = $wal ne 'none' && $round % 4 == 0;
+	my $plan = events($wal);
+	my $name = "round $round";
+	my $copy = PostgreSQL::Test::Cluster->new("copy$round");
+	my $target = $is_tar ? "$tempdir/tar" : $copy->data_dir;
+	note(join "\n", "$name: -X $wal" . ($is_tar ? ' -Ft' : ''), map { my $event = $_; join ' ', map { "$_=$event->{$_}" } sort keys %$event } @$plan);
+	my $network = ParallelBackup::Disturbance->new(node => $node, dir => "$tempdir/network$round", plan => $plan);
+	my ($stdout, $stderr) = ('', '');
+	my $client = IPC::Run::start([ 'pg_parallel_basebackup', '--no-sync', '-v', '--lease' => 60, '-c' => 'fast', '-X' => $wal, '-j' => pick(1 .. 4), '-D' => $target,
+			'-d' => "host=127.0.0.1 port=@{[ $network->port ]} dbname=postgres", $is_tar ? '-Ft' : () ],
+		'>' => \$stdout, '2>' => \$stderr, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+	my $ended = $client->finish;
+	ok($ended, "$name: the backup is made") or diag("SEED=$seed ROUNDS=$round\n$stderr");
+	note($stderr);
+	my @happened = $network->happened;
+	$network->stop;
+	# How many transfers there are is a matter of chance, too.
+	my %was = map { $_ => 1 } @happened;
+	is(join(' ', map { $plan->[$_]{phase} } grep { !$was{$_} && $plan->[$_]{phase} !~ /^(?:files|attach)$/ } 0 .. $#$plan), '',
+		"$name: each phase was disturbed");
+	$happened{ $plan->[$_]{phase} }++ for @happened;
+	$lost++ while $stderr =~ /: warning: lost /g;
+	# A server process whose client is gone without a word ends when the network does.
+	nothing_left($node, $name);
+	last if !$ended;
+
+	if ($is_tar)
+	{
+		mkdir $copy->data_dir, 0700 or die $!;
+		system_or_bail('tar', '-xf', "$target/base.tar", '-C', $copy->data_dir);
+		system_or_bail('tar', '-xf', "$target/pg_wal.tar", '-C', $copy->data_dir . '/pg_wal') if $wal eq 'stream';
+		File::Copy::copy("$target/backup_manifest", $copy->data_dir . '/backup_manifest') or die $!;
+		File::Path::remove_tree($target);
+	}
+	command_ok([ 'pg_verifybackup', $wal eq 'none' ? '--no-parse-wal' : (), $copy->data_dir ], "$name: pg_verifybackup");
+	if ($wal eq 'none')
+	{
+		$copy->append_conf('postgresql.conf', qq(restore_command = 'cp "$archive/%f" "%p"'\nrecovery_target = 'immediate'\nrecovery_target_action = 'promote'\n));
+		write_file($copy->data_dir . '/recovery.signal', '');
+	}
+	start_copy($copy, conf => "archive_mode = off\nautovacuum = off\n");
+	$copy->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()') or die 'the copy does not end its recovery';
+	is_sound($copy, $name);
+	$copy->stop('immediate');
+	File::Path::remove_tree($copy->data_dir);
+}
+note("$lost connections were lost; " . join ', ', map { "$_ $happened{$_}" } sort keys %happened);
+$load->signal('TERM');
+$load->finish;
+$node->stop;
+done_testing();
