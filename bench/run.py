@@ -37,6 +37,8 @@ class Row:
     verify: str = ""
     # What archives are compressed with, as -Z has it.
     compress: str = ""
+    # Whether the server keeps the backup when its connection is lost.
+    lease: bool = False
 
     @property
     def group(self):
@@ -51,7 +53,8 @@ class Row:
     @property
     def key(self):
         jobs = "" if self.who == "pg_basebackup" else f"-{self.jobs}"
-        return f"{self.group}/{self.who}{jobs}{'-' + self.verify if self.verify else ''}"
+        lease = "-lease" if self.lease else ""
+        return f"{self.group}/{self.who}{jobs}{'-' + self.verify if self.verify else ''}{lease}"
 
     @property
     def title(self):
@@ -60,23 +63,26 @@ class Row:
         if self.who == "cp":
             return "cp -a" if self.jobs == 1 else "two cp side by side"
         verify = {"": "", "server": ", server verifies, CRC32C", "checksums": ", as without page checksums"}
-        return f"ours -j {self.jobs}{verify[self.verify]}"
+        lease = ", with a lease" if self.lease else ""
+        return f"ours -j {self.jobs}{verify[self.verify]}{lease}"
 
 
 def rows(quick):
     """What the issue of the data path names. Not the cross product: it would take hours."""
 
-    def group(data, transport, target, jobs, verify=(), cp=False, compress=""):
+    def group(data, transport, target, jobs, verify=(), cp=False, compress="", lease=False):
         yield Row(data, transport, target, "pg_basebackup", compress=compress)
         for number in jobs:
             yield Row(data, transport, target, "ours", number, compress=compress)
         for who in verify:
             yield Row(data, transport, target, "ours", 2, who)
+        if lease:
+            yield Row(data, transport, target, "ours", 2, lease=True)
         if cp:
             yield Row(data, transport, target, "cp", 1)
             yield Row(data, transport, target, "cp", 2)
 
-    yield from group("pgbench", "socket", "tmpfs", [1, 2, 4, 8], verify=("server", "checksums"), cp=True)
+    yield from group("pgbench", "socket", "tmpfs", [1, 2, 4, 8], verify=("server", "checksums"), cp=True, lease=True)
     yield from group("pgbench", "tcp", "tmpfs", [2])
     yield from group("pgbench", "tls", "tmpfs", [2])
     yield from group("pgbench", "socket", "nowhere", [1, 2, 4, 8])
@@ -270,6 +276,8 @@ class Bench:
             program += ["--verify=server", "--manifest-checksums=CRC32C"]
         elif row.verify == "checksums":
             program += ["--no-verify-checksums"]
+        if row.lease:
+            program += ["--lease", "300"]
         if row.target == "nowhere":
             return [([*program, "--discard"], None)]
         if row.target in ("tar", "pipe"):

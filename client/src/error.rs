@@ -27,6 +27,8 @@ pub enum Kind {
     Connection,
     /// Somebody else failed first, or a signal came: not to be reported.
     Aborted,
+    /// A signal came.
+    Interrupted,
     /// The server found pages with wrong checksums; the copy is kept.
     ChecksumFailure,
     /// The options make no sense: a hint at --help follows.

@@ -69,6 +69,9 @@ const FAILED: u8 = 1;
 /// Exit code of one with a lease, for a script: the same again may succeed.
 const MAY_PASS: u8 = 2;
 
+/// Exit code of one that was interrupted, and can be gone on with.
+const SUSPENDED: u8 = 3;
+
 /// How the program ends if not well.
 struct Failed {
     error: Error,
@@ -98,7 +101,13 @@ fn run() -> std::result::Result<(), Failed> {
             let mask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
             backup::run(&options, &abort, &cleanup, 0o666 & !mask.as_raw_mode()).map_err(|error| {
                 // Without a lease nobody has asked for more than pg_basebackup says.
-                let code = if options.lease > 0 && error.may_pass() { MAY_PASS } else { FAILED };
+                let code = if cleanup.is_suspended() {
+                    SUSPENDED
+                } else if options.lease > 0 && error.may_pass() {
+                    MAY_PASS
+                } else {
+                    FAILED
+                };
                 Failed { error, code }
             })
         }

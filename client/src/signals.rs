@@ -6,7 +6,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::abort::Abort;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::os;
 use crate::output::cleanup::Cleanup;
 use crate::report;
@@ -31,10 +31,11 @@ pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>) -> Result<()> {
             }
             if abort.check().is_err() {
                 let cause = abort.cause().unwrap_or_else(interrupted);
+                let cause = cleanup.explain(cause);
                 abort.report(&cause);
                 // Waits for whoever is at it already. A signal more changes nothing, but for SIGKILL.
-                cleanup.undo(false);
-                os::exit(1);
+                cleanup.end(&cause);
+                os::exit(if cleanup.is_suspended() { i32::from(crate::SUSPENDED) } else { 1 });
             }
             abort.fail(interrupted());
         }
@@ -43,7 +44,7 @@ pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>) -> Result<()> {
 }
 
 fn interrupted() -> Error {
-    Error::local("backup was interrupted")
+    Error::new(Kind::Interrupted, "backup was interrupted")
 }
 
 /// Reports a panic as what it is, in whatever thread; the thread's owner ends the backup.

@@ -10,6 +10,7 @@ use protocol::{BackupPath, BlockList, Command, reply};
 
 use super::Backup;
 use super::own_files::{BACKUP_LABEL, CONTROL_FILE, TABLESPACE_MAP};
+use super::resume::Resumed;
 use super::start::Start;
 use super::stop::Stop;
 use crate::abort::{Abort, PanicGuard};
@@ -18,6 +19,7 @@ use crate::fetch::increment::{self, Increment};
 use crate::fetch::reconnect::Losses;
 use crate::fetch::transfer::Work;
 use crate::options::Wal;
+use crate::output::journal::Journal;
 use crate::output::{Attributes, MANIFEST, MANIFEST_UNDER_WAY, claim};
 use crate::report;
 use crate::report::progress::Phase;
@@ -36,8 +38,17 @@ impl Backup<'_> {
         workers: &mut Vec<Session>,
         start: &Start,
         work: &Work<'_>,
+        resumed: Option<&Resumed>,
     ) -> Result<Stop> {
-        self.fetch(work, coordinator, workers, |coordinator| self.list(coordinator, work))?;
+        self.fetch(work, coordinator, workers, |coordinator| match resumed {
+            // The server may have stopped the backup by now, and have no list any more.
+            Some(resumed) if resumed.is_whole() => Ok(()),
+            Some(resumed) => {
+                self.list(coordinator, work).map_err(|error| resumed.explain(error, &self.options.target))
+            }
+            None => self.list(coordinator, work),
+        })?;
+        work.journal.map_or(Ok(()), Journal::complete)?;
 
         self.counters.enter(Phase::Stop);
         let stop = self.coordinated(coordinator, |coordinator| {
@@ -161,6 +172,10 @@ impl Backup<'_> {
                 return None;
             }
             session = self.reconnect.get()?.replace(work.queue, self.lease())?;
+            if let Err(error) = work.output.journal().map_or(Ok(()), |j| j.process(session.backend_pid())) {
+                self.abort.fail(error);
+                return None;
+            }
             self.counters.connection_replaced();
             self.say("replaced the connection that was lost");
         }
@@ -216,13 +231,17 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>, incremental: bo
     match bytes(answer, row, 1)? {
         b"d" => {
             let attributes = Attributes { mode: number(answer, row, 4)?, mtime: number(answer, row, 3)? };
-            work.output.directory(&path, &attributes)
+            work.output.directory(&path, &attributes)?;
+            work.journal.map_or(Ok(()), |journal| journal.directory(&path, attributes.mode))
         }
         b"f" => {
             if NEVER_LISTED.iter().any(|never| never.as_bytes() == path.as_bytes())
                 || claim::is_claim(path.as_bytes())
             {
                 return Err(Error::local(format!("server listed unexpected file \"{path}\"")));
+            }
+            if work.done.is_some_and(|done| done.contains_key(&path)) {
+                return Ok(());
             }
             let size = number(answer, row, 2)?;
             if !incremental {
@@ -329,6 +348,8 @@ mod tests {
             manifest: None,
             sequencer: None,
             wal: None,
+            journal: None,
+            done: None,
             counters: &counters,
         };
         let list = |_: &mut Session| {

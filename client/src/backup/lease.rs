@@ -37,6 +37,11 @@ impl Held {
         Self { id: start.id, lease, start: start.clone(), losses: Mutex::new(Losses::new(Some(lease))) }
     }
 
+    /// Its name.
+    pub(super) fn id(&self) -> BackupId {
+        self.id
+    }
+
     /// For how long.
     pub(super) fn lease(&self) -> Duration {
         self.lease
@@ -163,8 +168,9 @@ impl Backup<'_> {
         made.ok_or_else(Error::aborted).inspect(|_| self.say("going on with the WAL stream"))
     }
 
-    /// An error of a backup with a lease, and what a second one would be good for.
+    /// An error of a backup with a lease, and what is left to do.
     pub(super) fn explain(&self, error: Error) -> Error {
+        let error = self.cleanup.explain(error);
         if self.options.lease > 0 && error.may_pass() && error.hint().is_none() {
             error.with_hint("What was in the way may pass: the backup can be begun anew by the same command.")
         } else {
@@ -182,7 +188,7 @@ impl Backup<'_> {
     pub(super) fn give_up(&self, error: &Error) {
         let (Some(held), Some(reconnect)) = (self.held.get(), self.reconnect.get()) else { return };
         // Whoever has come after us has it, and goes on.
-        if error.is_taken_over() || error.is_server(SqlState::UNDEFINED_OBJECT) {
+        if self.cleanup.has_left() || error.is_taken_over() || error.is_server(SqlState::UNDEFINED_OBJECT) {
             return;
         }
         // With signals and failures behind us: of these nobody would hear in a wait any more.

@@ -9,6 +9,7 @@ mod lease;
 mod own_files;
 mod prior_manifest;
 mod recovery;
+mod resume;
 mod start;
 mod stop;
 mod wal_files;
@@ -18,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pages::names::NameRules;
-use protocol::{ChecksumAlgorithm, Lsn};
+use protocol::{ChecksumAlgorithm, Lsn, SqlState};
 
 use self::connections::Connections;
 use self::estimate::estimate;
@@ -33,7 +34,7 @@ use crate::fetch::reconnect::{Losses, Reconnect};
 use crate::fetch::split::Splits;
 use crate::fetch::transfer::{PIPELINED_MINIMUM, Work, may_split};
 use crate::limits;
-use crate::options::{Options, Slot, Sync, Wal};
+use crate::options::{Options, Resume, Slot, Sync, Wal};
 use crate::output::cleanup::Cleanup;
 use crate::output::{self, Intake, Layout, Output, space};
 use crate::report;
@@ -42,6 +43,9 @@ use crate::report::summary::{Destination, Facts};
 use crate::server::connection::{Session, number};
 use crate::server::pq::QueryResult;
 use crate::wal::stream::{self, End, Plan, quoted_identifier};
+
+/// 42710: there is a slot of that name.
+const DUPLICATE_OBJECT: SqlState = SqlState::from_bytes(*b"42710");
 
 /// First server version that has pg_wal/summaries.
 const WAL_SUMMARIES_SINCE: i32 = 170_000;
@@ -153,7 +157,7 @@ fn or_undone(
     let error = explain(error);
     // First the reason, then what is done about it.
     abort.report(&error);
-    cleanup.undo(error.kind() == Kind::ChecksumFailure);
+    cleanup.end(&error);
     give_up(&error);
     Err(Failure { error, is_reported: true })
 }
@@ -225,8 +229,10 @@ impl<'a> Backup<'a> {
             self.say("uploading manifest of the prior backup");
             prior_manifest::upload(&mut coordinator, manifest)?;
         }
-        // How much of it an increment has is not known before it starts.
-        let sizes = if options.estimate && options.incremental.is_none() && output.keeps() {
+        // How much of it an increment has is not known before it starts. Where a process that has gone has left something, there is less to come than that.
+        let record = output.resume()?;
+        let sizes = if options.estimate && record.is_none() && options.incremental.is_none() && output.keeps()
+        {
             let wal = if options.wal == Wal::None { 0 } else { segment_size };
             let sizes = estimate(&mut coordinator, self.abort, wal)?;
             output.check_tablespaces(sizes.tablespaces.len())?;
@@ -237,6 +243,17 @@ impl<'a> Backup<'a> {
             None
         };
 
+        // Where the manifest has none they still say whether files came as they were sent.
+        let algorithm = match options.manifest {
+            Some(manifest) if !manifest.checksums.is_empty() => manifest.checksums,
+            _ => ChecksumAlgorithm::Crc32c,
+        };
+        let again = match &record {
+            Some(record) => Some(self.start_again(&mut coordinator, record, algorithm)?),
+            None => None,
+        };
+        // What a process has left that has gone is not to suffer if this is not the same command.
+        self.cleanup.leave(record.is_some());
         output.claim(modes)?;
         // Before the backup starts, so that no WAL it needs can be removed in between. Only on this
         // connection: an error on any other would drop a temporary slot.
@@ -245,7 +262,19 @@ impl<'a> Backup<'a> {
             None => None,
         };
 
-        let start = self.start_held(&mut coordinator)?;
+        let start = match again {
+            Some(start) => start,
+            None => self.start_held(&mut coordinator)?,
+        };
+        if record.is_none() && self.held.get().is_some() {
+            output.begin_journal(&Self::identity(&start, algorithm))?;
+        }
+        if let Some(journal) = output.journal() {
+            for session in workers.iter().chain([&coordinator]) {
+                journal.process(session.backend_pid())?;
+            }
+            self.allow_suspension();
+        }
         if start.system != system.identifier {
             return Err(Error::local("system identifier does not match between connections"));
         }
@@ -262,14 +291,18 @@ impl<'a> Backup<'a> {
             tablespaces: &start.tablespaces,
             wal_summaries: server_version >= WAL_SUMMARIES_SINCE,
         })?;
+        self.cleanup.leave(false);
         let output = &*output;
-        // Where the manifest has none they still say whether files came as they were sent.
-        let algorithm = match options.manifest {
-            Some(manifest) if !manifest.checksums.is_empty() => manifest.checksums,
-            _ => ChecksumAlgorithm::Crc32c,
-        };
+        record.as_ref().map_or(Ok(()), |record| output.keep_only(record))?;
         let manifest = self.begin_manifest(output, server_version, system.identifier)?;
 
+        self.counters.enter(Phase::Files);
+        let resumed = match record {
+            Some(record) => {
+                Some(self.look_at_recorded(&mut coordinator, output, record, manifest.as_ref())?)
+            }
+            None => None,
+        };
         if output.has_labels_first() {
             // Without tablespaces an empty map, as BASE_BACKUP sends it.
             let map = start.tablespace_map.as_deref().unwrap_or_default();
@@ -296,7 +329,6 @@ impl<'a> Backup<'a> {
         let queue = queue.for_intake(output.intake()).patient(self.lease().is_some());
         let (sequencer, is_ordered) = (Sequencer::default(), output.intake() == Intake::Ordered);
         let increments = Increments::default();
-        self.counters.enter(Phase::Files);
         let received = std::thread::scope(|scope| {
             // Or a panic here would wait for the others for ever.
             let _guard = PanicGuard(self.abort);
@@ -335,9 +367,11 @@ impl<'a> Backup<'a> {
                 manifest: manifest.as_ref(),
                 sequencer: is_ordered.then_some(&sequencer),
                 wal: None,
+                journal: output.journal(),
+                done: resumed.as_ref().map(|resumed| &resumed.files),
                 counters: self.counters,
             };
-            let received = self.receive(&mut coordinator, &mut workers, &start, &work);
+            let received = self.receive(&mut coordinator, &mut workers, &start, &work, resumed.as_ref());
             let received = received.and_then(|stop| {
                 if let Some(streamer) = streamer {
                     self.say("waiting for background process to finish streaming ...");
@@ -407,11 +441,18 @@ impl<'a> Backup<'a> {
             Slot::None => Ok(None),
             Slot::Named { name, create: false } => Ok(Some(name.clone())),
             Slot::Named { name, create: true } => {
-                session.query(&format!(
+                match session.query(&format!(
                     "CREATE_REPLICATION_SLOT {} PHYSICAL (RESERVE_WAL)",
                     quoted_identifier(name)
-                ))?;
-                self.say(format_args!("created replication slot \"{name}\""));
+                )) {
+                    // The process that has gone has made it.
+                    Err(error) if self.options.resume == Resume::Now && error.is_server(DUPLICATE_OBJECT) => {
+                    }
+                    outcome => {
+                        outcome?;
+                        self.say(format_args!("created replication slot \"{name}\""));
+                    }
+                }
                 Ok(Some(name.clone()))
             }
             Slot::Temporary => {

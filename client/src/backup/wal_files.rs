@@ -35,7 +35,14 @@ impl Backup<'_> {
         let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
         let (sequencer, increments) = (Sequencer::default(), Increments::default());
         let sequencer = work.sequencer.is_some().then_some(&sequencer);
-        let work = Work { queue: &queue, increments: &increments, wal: Some(&needed), sequencer, ..*work };
+        let work = Work {
+            queue: &queue,
+            increments: &increments,
+            wal: Some(&needed),
+            sequencer,
+            journal: None,
+            ..*work
+        };
         self.fetch(&work, coordinator, workers, |_| Ok(()))?;
         if !work.output.keeps() {
             return Ok(());
@@ -67,7 +74,14 @@ impl Backup<'_> {
         let (sequencer, increments) = (Sequencer::default(), Increments::default());
         let sequencer = work.sequencer.is_some().then_some(&sequencer);
         let queue = self.queue_of(work, &names, 0)?;
-        let work = Work { queue: &queue, increments: &increments, manifest: None, sequencer, ..*work };
+        let work = Work {
+            queue: &queue,
+            increments: &increments,
+            manifest: None,
+            sequencer,
+            journal: None,
+            ..*work
+        };
         self.fetch(&work, coordinator, workers, |_| Ok(()))
     }
 

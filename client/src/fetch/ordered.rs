@@ -293,6 +293,8 @@ mod tests {
             compression: protocol::compression::WireCompression::default(),
             sequencer: Some(&sequencer),
             wal: None,
+            journal: None,
+            done: None,
             counters: &counters,
         };
         let failures = Mutex::new(HashMap::<usize, u8>::new());

@@ -2,6 +2,7 @@
 //! coordinator does the same as every worker. `writer` makes the files, `reverify` fetches again what
 //! came wrong; what is made of some blocks of a file is for `increment` to say.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use crate::fetch::writer::{Writer, checksum_filled_up, piece};
 use crate::manifest::Manifest;
 use crate::options::Side;
 use crate::output::collected::Collected;
+use crate::output::journal::{Entry, Journal};
 use crate::output::{Attributes, Intake, Output, OutputFile, Remains};
 use crate::report;
 use crate::report::meter::Meter;
@@ -96,6 +98,10 @@ pub struct Work<'a> {
     pub sequencer: Option<&'a Sequencer>,
     /// What WAL segments must be, while these are fetched.
     pub wal: Option<&'a Needed>,
+    /// Where it is noted which files are complete, if it is.
+    pub journal: Option<&'a Journal>,
+    /// Files that are there already.
+    pub done: Option<&'a HashMap<BackupPath, Entry>>,
     /// Progress.
     pub counters: &'a Counters,
 }
@@ -380,7 +386,11 @@ impl Work<'_> {
     }
 
     fn file_complete(&self, item: Item, size: u64, attributes: &Attributes, checksum: &[u8]) -> Result<()> {
-        self.output.complete(&self.name(item), attributes)?;
+        let path = self.name(item);
+        self.output.complete(&path, attributes)?;
+        if let Some(journal) = self.journal {
+            journal.file(&path, &Entry { size, attributes: *attributes, checksum: checksum.to_vec() })?;
+        }
         self.recorded(item, size, attributes.mtime, checksum)
     }
 
@@ -617,6 +627,8 @@ mod tests {
             manifest: (!case.discard).then_some(&manifest),
             sequencer: None,
             wal: None,
+            journal: None,
+            done: None,
             counters: &counters,
         };
         let outcome = work.run(&mut session);

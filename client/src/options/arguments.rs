@@ -80,6 +80,12 @@ pub struct Arguments {
     /// Seconds for which the server keeps the backup when its connection is lost (default: 0)
     #[arg(long, value_name = "SECONDS", help_heading = GENERAL, allow_hyphen_values = true)]
     pub lease: Option<OsString>,
+    /// Go on with the backup that a client has left in DIRECTORY
+    #[arg(long, help_heading = GENERAL, overrides_with = "no_resume")]
+    pub resume: bool,
+    /// Leave nothing to go on with: remove all of a backup that is interrupted
+    #[arg(long, help_heading = GENERAL, overrides_with = "resume")]
+    pub no_resume: bool,
     /// Keep what a failed backup leaves behind
     #[arg(short = 'n', long, help_heading = GENERAL)]
     pub no_clean: bool,

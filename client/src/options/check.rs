@@ -12,8 +12,8 @@ use super::compress::Compress;
 use super::numbers::{parse_int, parse_max_rate};
 use super::tablespace::{TablespaceMap, canonical};
 use super::{
-    ConnectionOptions, Format, ManifestOptions, Options, PasswordPrompt, Progress, STDOUT, Side, Slot, Sync,
-    Wal,
+    ConnectionOptions, Format, ManifestOptions, Options, PasswordPrompt, Progress, Resume, STDOUT, Side,
+    Slot, Sync, Wal,
 };
 use crate::error::{Error, Result};
 use crate::report::PROGRAM;
@@ -87,6 +87,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
     if lease > 0 && raw.incremental.is_some() {
         return Err(incompatible("--lease", "--incremental"));
     }
+    let resume = resume(&raw, lease > 0, format == Format::Plain && !is_elsewhere)?;
     let manifest = manifest(&raw)?;
     if let Some(target) = target {
         check_target(&target.to_string_lossy(), raw.write_recovery_conf)?;
@@ -108,6 +109,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
         progress,
         verbose: raw.verbose > 0,
         lease: u32::try_from(lease).unwrap_or(0),
+        resume,
         max_rate,
         wal: match method {
             Method::None => Wal::None,
@@ -366,6 +368,27 @@ fn waldir(raw: &Arguments, format: Format, has_target: bool, directory: &OsStr) 
         return Err(Error::usage("WAL directory and output directory must not be the same"));
     }
     Ok(Some(waldir))
+}
+
+/// Whether a backup can be gone on with. What an archive has of a file nobody can tell, who has not written it.
+fn resume(raw: &Arguments, has_lease: bool, is_directory: bool) -> Result<Resume> {
+    if !raw.resume {
+        return Ok(if has_lease && is_directory && !raw.no_resume {
+            Resume::Possible
+        } else {
+            Resume::Never
+        });
+    }
+    if raw.dry_run {
+        return Err(incompatible("--resume", "--dry-run"));
+    }
+    if !is_directory {
+        return Err(Error::usage("only backups in plain format can be resumed"));
+    }
+    if !has_lease {
+        return Err(Error::usage("--resume needs --lease"));
+    }
+    Ok(Resume::Now)
 }
 
 fn manifest(raw: &Arguments) -> Result<Option<ManifestOptions>> {

@@ -54,6 +54,8 @@ pub struct Options {
     /// How many seconds the server is to keep the backup when the connection that coordinates it is lost; 0 is
     /// not at all.
     pub lease: u32,
+    /// Whether a backup with a lease can be gone on with after this process.
+    pub resume: Resume,
     /// In kB/s.
     pub max_rate: Option<u32>,
     /// How WAL gets into the backup.
@@ -97,6 +99,17 @@ pub enum Format {
     Plain,
     /// An archive for each tablespace.
     Tar,
+}
+
+/// What is to be done about a backup that this process, or one before it, does not bring to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// It cannot be gone on with.
+    Never,
+    /// It is left so that another process can go on with it.
+    Possible,
+    /// This is the process that goes on with it.
+    Now,
 }
 
 /// Who looks at progress.
@@ -320,7 +333,7 @@ mod tests {
         assert_eq!(options.jobs, 8);
         assert_eq!(options.max_rate, Some(1024));
         assert_eq!(options.waldir.unwrap().as_os_str(), "/w");
-        assert_eq!(options.lease, 60);
+        assert_eq!((options.lease, options.resume), (60, Resume::Possible));
         assert_eq!(options.label, b"-label");
         assert_eq!(options.sync, Sync::None);
         assert_eq!(
@@ -496,6 +509,14 @@ mod tests {
             ),
             (&["--discard", "-t", "blackhole"], "--discard and --target are incompatible options"),
             (&["-D", "x", "--lease", "-1"], "--lease must be in range 0..2147483647"),
+            (&["-D", "x", "--resume"], "--resume needs --lease"),
+            (&["-D", "x", "--resume", "--lease=0"], "--resume needs --lease"),
+            (
+                &["-D", "x", "--resume", "--lease=1", "--dry-run"],
+                "--resume and --dry-run are incompatible options",
+            ),
+            (&["-D", "x", "--resume", "--lease=1", "-Ft"], "only backups in plain format can be resumed"),
+            (&["--discard", "--resume", "--lease=1"], "only backups in plain format can be resumed"),
             (&["-D", "x", "--lease=1h"], "invalid value \"1h\" for option --lease"),
             (&["-D", "x", "--lease=1", "-i", "m"], "--lease and --incremental are incompatible options"),
             (&["-D", "x", "-j", "0"], "-j/--jobs must be in range 1..1024"),

@@ -16,16 +16,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::output::journal::JOURNAL_FILE;
 
 /// The file. No server lists names that begin so, those of temporary files (PG_TEMP_FILE_PREFIX): a backup
 /// has no such file of its own, and a copy that is started with one never hands it on.
 pub const CLAIM_FILE: &str = "pgsql_tmp.pg_parallel_basebackup";
 
 const CLAIM_FILE_C: &CStr = c"pgsql_tmp.pg_parallel_basebackup";
+
+/// A claim that is about to take the place of another.
+const NEXT_CLAIM_FILE: &CStr = c"pgsql_tmp.pg_parallel_basebackup.next";
 
 /// Most of a claim that is read, whoever wrote it.
 const CLAIM_LENGTH: u64 = 1024;
@@ -86,8 +90,7 @@ impl Claim {
         let mut claim = Self { place, file: Some(file) };
         // Another backup may have come and gone since the look at it.
         let claimed = check_empty(claim.path(), Some(CLAIM_FILE)).and_then(|()| {
-            let holder = format!("{}\n{}\n", std::process::id(), host());
-            let written = claim.file.as_mut().map_or(Ok(()), |file| file.write_all(holder.as_bytes()));
+            let written = claim.file.as_mut().map_or(Ok(()), |file| file.write_all(holder().as_bytes()));
             written.map_err(|error| Error::io("write to file", &path, &error))
         });
         match claimed {
@@ -98,6 +101,32 @@ impl Claim {
                 Err(error)
             }
         }
+    }
+
+    /// Claims a directory that another process has claimed, and left. Whoever looks at its claim then finds that it
+    /// has lost it.
+    pub fn take_over(place: Place) -> Result<Self> {
+        let path = place.path.join(CLAIM_FILE);
+        if !rustix::fs::statat(&place.directory, CLAIM_FILE_C, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile)
+        {
+            return Err(Error::local(format!(
+                "directory \"{}\" does not belong to a backup under way",
+                place.path.display()
+            ))
+            .with_detail(format!("There is no file \"{}\".", path.display())));
+        }
+        let failed = |error: io::Error| Error::io("create file", &path, &error);
+        // Left by one that was killed at this very place.
+        let _ = rustix::fs::unlinkat(&place.directory, NEXT_CLAIM_FILE, AtFlags::empty());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = rustix::fs::openat(&place.directory, NEXT_CLAIM_FILE, flags, mode);
+        let mut file = File::from(file.map_err(|error| failed(error.into()))?);
+        file.write_all(holder().as_bytes()).map_err(failed)?;
+        rustix::fs::renameat(&place.directory, NEXT_CLAIM_FILE, &place.directory, CLAIM_FILE_C)
+            .map_err(|error| failed(error.into()))?;
+        Ok(Self { place, file: Some(file) })
     }
 
     /// The directory's name.
@@ -208,10 +237,13 @@ fn in_use(directory: &Path) -> Error {
     });
     Error::local(format!("directory \"{}\" is in use by another backup", directory.display()))
         .with_detail(format!("The claim on it is the file \"{}\"{holder}.", path.display()))
-        .with_hint(
+        .with_hint(if directory.join(JOURNAL_FILE).exists() {
+            "If that backup is no longer running, for instance because it was killed, go on with it by the same \
+             command with --resume, or remove everything in the directory, this file included, and try again."
+        } else {
             "If that backup is no longer running, for instance because it was killed, remove everything in \
-             the directory, this file included, and try again.",
-        )
+             the directory, this file included, and try again."
+        })
 }
 
 /// Who made a claim, if it has the form that `take` gives it.
@@ -224,6 +256,10 @@ fn read_holder(path: &Path) -> Option<(u32, String)> {
     let process = lines.next()?.parse().ok()?;
     let host = lines.next().filter(|host| !host.contains(char::is_control))?;
     Some((process, host.to_owned()))
+}
+
+fn holder() -> String {
+    format!("{}\n{}\n", std::process::id(), host())
 }
 
 fn host() -> String {
@@ -269,7 +305,9 @@ fn remove_entries(directory: &impl AsFd, but: Option<&CStr>) -> rustix::io::Resu
 
 /// Whether a name in a file list is the claim's, in whatever directory.
 pub fn is_claim(path: &[u8]) -> bool {
-    Path::new(OsStr::from_bytes(path)).file_name().is_some_and(|name| name == CLAIM_FILE)
+    let name = Path::new(OsStr::from_bytes(path)).file_name().map(OsStrExt::as_bytes);
+    let next = NEXT_CLAIM_FILE.to_bytes();
+    name.is_some_and(|name| [CLAIM_FILE.as_bytes(), JOURNAL_FILE.as_bytes(), next].contains(&name))
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::output::claim::{Claim, Place, check_free};
+use crate::output::journal::JOURNAL_FILE;
 use crate::output::sync::sync_path;
 use crate::report;
 
@@ -34,6 +36,12 @@ pub struct Cleanup {
     taken: Mutex<Vec<Claimed>>,
     /// Leave what a failed backup has made.
     no_clean: bool,
+    /// How to go on with the backup if it is interrupted, where that can be.
+    way_on: Mutex<Option<String>>,
+    is_suspended: AtomicBool,
+    /// What another process has left stays, whatever this one fails at; and whether it has.
+    leaves: AtomicBool,
+    has_left: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -44,6 +52,8 @@ struct Claimed {
     made: Vec<Place>,
     /// None where it could not be had: nothing was written there then.
     claim: Option<Claim>,
+    /// Whether it was another process's before.
+    is_resumed: bool,
 }
 
 /// How a failed backup is left.
@@ -60,7 +70,7 @@ enum Fate {
 impl Cleanup {
     /// Nothing was taken yet.
     pub fn new(no_clean: bool) -> Self {
-        Self { taken: Mutex::default(), no_clean }
+        Self { no_clean, ..Self::default() }
     }
 
     /// Claims a directory that is empty, or makes it with this mode, and those above it.
@@ -69,7 +79,13 @@ impl Cleanup {
         check_distinct(path, &all)?;
         check_free(path, all.iter().filter_map(|taken| taken.claim.as_ref()))?;
         // Remembered before the first mkdir: one that fails half way is cleaned up too.
-        all.push(Claimed { purpose, path: path.to_owned(), made: Vec::new(), claim: None });
+        all.push(Claimed {
+            purpose,
+            path: path.to_owned(),
+            made: Vec::new(),
+            claim: None,
+            is_resumed: false,
+        });
         let Some((taken, others)) = all.split_last_mut() else { return Ok(()) };
         let missing: Vec<&Path> =
             path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
@@ -87,6 +103,57 @@ impl Cleanup {
         Ok(())
     }
 
+    /// Takes over a directory of a backup whose process has gone.
+    pub fn resume(&self, purpose: Purpose, path: &Path) -> Result<()> {
+        let mut all = self.lock();
+        check_distinct(path, &all)?;
+        let claim = Some(Claim::take_over(open(path)?)?);
+        all.push(Claimed { purpose, path: path.to_owned(), made: Vec::new(), claim, is_resumed: true });
+        Ok(())
+    }
+
+    /// From now on the backup is left as it is if it is interrupted, so that it can be gone on with, and how.
+    pub fn allow_suspension(&self, way_on: String) {
+        *self.way_on.lock().unwrap_or_else(PoisonError::into_inner) = Some(way_on);
+    }
+
+    /// Whether the backup was left so.
+    pub fn is_suspended(&self) -> bool {
+        self.is_suspended.load(Ordering::SeqCst)
+    }
+
+    /// Whether what another process has left is to stay as it is if the backup fails now.
+    pub fn leave(&self, leave: bool) {
+        self.leaves.store(leave, Ordering::SeqCst);
+    }
+
+    /// Whether the backup was left for another process to go on with, also on the server.
+    pub fn has_left(&self) -> bool {
+        self.is_suspended() || self.has_left.load(Ordering::SeqCst)
+    }
+
+    /// An error, with what it leaves to do.
+    pub fn explain(&self, error: Error) -> Error {
+        match &*self.way_on.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(way_on) if error.kind() == Kind::Interrupted => error.with_hint(way_on),
+            _ => error,
+        }
+    }
+
+    /// The backup has ended before its time, by this: it is left, or given back.
+    pub fn end(&self, error: &Error) {
+        let can_go_on = self.way_on.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if error.kind() == Kind::Interrupted && can_go_on {
+            self.is_suspended.store(true, Ordering::SeqCst);
+            return;
+        }
+        if self.leaves.load(Ordering::SeqCst) {
+            self.has_left.store(true, Ordering::SeqCst);
+            self.lock().retain(|taken| !taken.is_resumed);
+        }
+        self.undo(error.kind() == Kind::ChecksumFailure);
+    }
+
     /// Fails if somebody has replaced a directory of ours, or removed the claim on it.
     pub fn check(&self) -> Result<()> {
         self.lock().iter().filter_map(|taken| taken.claim.as_ref()).try_for_each(Claim::check)
@@ -95,7 +162,10 @@ impl Cleanup {
     /// The directories that were made, for their parents to be synced.
     pub fn made(&self) -> Vec<PathBuf> {
         let all = self.lock();
-        all.iter().flat_map(|taken| taken.made.iter().map(|place| place.path().to_owned())).collect()
+        let made = all.iter().flat_map(|taken| taken.made.iter().map(|place| place.path().to_owned()));
+        // Those of a process that has gone may have been made by it.
+        let resumed = all.iter().filter(|taken| taken.is_resumed).map(|taken| taken.path.clone());
+        made.chain(resumed).collect()
     }
 
     /// The backup is complete: its directories are left as they are, without the claims.
@@ -139,7 +209,12 @@ impl Cleanup {
 
 impl Claimed {
     fn release(&mut self) -> Result<()> {
-        self.claim.as_mut().map_or(Ok(()), Claim::release)
+        let Some(claim) = &mut self.claim else { return Ok(()) };
+        if self.purpose == Purpose::Data && claim.is_ours() {
+            // Nothing of it is left on the server.
+            remove_journal(&self.path)?;
+        }
+        claim.release()
     }
 
     fn remove(&mut self) -> Result<()> {
@@ -163,6 +238,15 @@ impl Claimed {
             }
         }
         Ok(())
+    }
+}
+
+/// Removes what a backup could be gone on with.
+pub fn remove_journal(directory: &Path) -> Result<()> {
+    let path = directory.join(JOURNAL_FILE);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove file", &path, &error)),
+        _ => Ok(()),
     }
 }
 

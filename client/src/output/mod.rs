@@ -9,6 +9,7 @@ pub mod cleanup;
 pub mod collected;
 pub mod directory;
 pub mod discard;
+pub mod journal;
 pub mod positioned;
 pub mod space;
 pub mod sync;
@@ -19,12 +20,13 @@ use std::io::{self, IoSlice, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use protocol::BackupPath;
+use protocol::{BackupPath, ChecksumAlgorithm};
 
 use self::cleanup::Cleanup;
 use self::collected::Collected;
 use self::directory::Directory;
 use self::discard::Discard;
+use self::journal::{Entry, Identity, Journal, Record};
 use self::space::{Need, Sizes};
 use self::tar::Tar;
 use crate::abort::Abort;
@@ -69,6 +71,32 @@ pub trait Output: Send + Sync {
 
     /// Takes what it needs for itself alone: nobody else can have it from now on.
     fn claim(&mut self, modes: Modes) -> Result<()>;
+
+    /// What a process that has gone has left of a backup, and nobody else goes on with from now on. None where a backup is
+    /// to begin. Before `claim`, which takes over then.
+    fn resume(&mut self) -> Result<Option<Record>> {
+        Ok(None)
+    }
+
+    /// From now on it is noted what is done, for another process to go on with; nothing where that cannot be.
+    fn begin_journal(&mut self, _identity: &Identity) -> Result<()> {
+        Ok(())
+    }
+
+    /// Where it is noted, if it is.
+    fn journal(&self) -> Option<&Journal> {
+        None
+    }
+
+    /// Removes what a process that has gone has left and not recorded. After `prepare`.
+    fn keep_only(&self, _record: &Record) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether a file is there as it was recorded; if not, what is there of it goes.
+    fn is_there(&self, _path: &BackupPath, _entry: &Entry, _algorithm: ChecksumAlgorithm) -> Result<bool> {
+        Ok(false)
+    }
 
     /// The backup has started: makes what must be there before anything is listed.
     fn prepare(&mut self, layout: &Layout<'_>) -> Result<()>;

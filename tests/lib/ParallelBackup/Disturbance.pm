@@ -64,7 +64,8 @@ sub happened
 	my ($self) = @_;
 
 	opendir my $dir, $self->{dir} or croak "$self->{dir}: $!";
-	return sort { $a <=> $b } grep { /^\d+$/ } readdir $dir;
+	my @happened = sort { $a <=> $b } grep { /^\d+$/ } readdir $dir;
+	return @happened;
 }
 
 sub stop

@@ -1,5 +1,6 @@
 //! A data directory as the server has it: `--format=plain`.
 
+mod resume;
 pub mod target;
 mod wal;
 
@@ -10,13 +11,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use protocol::BackupPath;
+use protocol::{BackupPath, ChecksumAlgorithm};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use self::target::Target;
 use self::wal::{WalDirectory, pg_wal};
-use super::cleanup::{Cleanup, Purpose};
+use super::cleanup::{Cleanup, Purpose, remove_journal};
+use super::journal::{Entry, Identity, JOURNAL_FILE, Journal, Record, nothing_to_resume};
 use super::positioned::write_pieces;
 use super::space::{self, Need, Sizes};
 use super::{
@@ -25,7 +27,7 @@ use super::{
 };
 use crate::abort::Abort;
 use crate::error::{Error, Result};
-use crate::options::{Options, Sync};
+use crate::options::{Options, Resume, Sync};
 use crate::{os, report};
 
 /// Files from here on get their place on disk before their bytes come, so that several that are
@@ -40,6 +42,7 @@ pub struct Directory<'a> {
     target: Target,
     /// Files in parts, from their first part's first byte on until they are complete or gone.
     shared: Mutex<HashMap<BackupPath, Arc<File>>>,
+    journal: Option<Journal>,
 }
 
 impl<'a> Directory<'a> {
@@ -47,7 +50,11 @@ impl<'a> Directory<'a> {
     pub fn new(options: &'a Options, abort: &'a Abort, cleanup: &'a Cleanup) -> Self {
         // The modes are known, and used, from the claim on.
         let target = Target::new(options.target.clone(), Modes::STRICT);
-        Self { options, abort, cleanup, target, shared: Mutex::default() }
+        Self { options, abort, cleanup, target, shared: Mutex::default(), journal: None }
+    }
+
+    fn resumes(&self) -> bool {
+        self.options.resume == Resume::Now
     }
 
     fn syncs(&self) -> bool {
@@ -77,6 +84,10 @@ impl<'a> Directory<'a> {
 
 impl Output for Directory<'_> {
     fn check(&self) -> Result<()> {
+        if self.resumes() {
+            let path = self.own_path(JOURNAL_FILE);
+            return if path.exists() { Ok(()) } else { Err(nothing_to_resume(&path)) };
+        }
         for directory in std::iter::once(&self.options.target).chain(&self.options.waldir) {
             claim::check_free(directory, std::iter::empty())?;
         }
@@ -104,13 +115,48 @@ impl Output for Directory<'_> {
     }
 
     fn claim(&mut self, modes: Modes) -> Result<()> {
-        self.cleanup.claim(Purpose::Data, &self.options.target, modes.directory)?;
+        if self.resumes() {
+            self.cleanup.resume(Purpose::Data, &self.options.target)?;
+        } else {
+            self.cleanup.claim(Purpose::Data, &self.options.target, modes.directory)?;
+        }
         self.target = Target::new(self.options.target.clone(), modes);
         if let Some(waldir) = &self.options.waldir {
+            if self.resumes() && self.target.has_link("pg_wal", waldir) {
+                return self.cleanup.resume(Purpose::Wal, waldir);
+            }
             self.cleanup.claim(Purpose::Wal, waldir, modes.directory)?;
             self.target.link("pg_wal", waldir)?;
         }
         Ok(())
+    }
+
+    fn resume(&mut self) -> Result<Option<Record>> {
+        if !self.resumes() {
+            return Ok(None);
+        }
+        let (journal, record) = Journal::resume(self.own_path(JOURNAL_FILE), self.syncs())?;
+        self.journal = Some(journal);
+        Ok(Some(record))
+    }
+
+    fn begin_journal(&mut self, identity: &Identity) -> Result<()> {
+        if self.options.resume == Resume::Possible {
+            self.journal = Some(Journal::create(self.own_path(JOURNAL_FILE), identity, self.syncs())?);
+        }
+        Ok(())
+    }
+
+    fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
+    }
+
+    fn keep_only(&self, record: &Record) -> Result<()> {
+        resume::keep_only(&self.target, record)
+    }
+
+    fn is_there(&self, path: &BackupPath, entry: &Entry, algorithm: ChecksumAlgorithm) -> Result<bool> {
+        resume::is_there(&self.target, path, entry, algorithm, self.abort)
     }
 
     fn prepare(&mut self, layout: &Layout<'_>) -> Result<()> {
@@ -134,6 +180,10 @@ impl Output for Directory<'_> {
                 continue;
             }
             let place = map.locate(&tablespace.location);
+            if self.resumes() && self.target.has_link(&tablespace.name(), &place) {
+                self.cleanup.resume(Purpose::Tablespace, &place)?;
+                continue;
+            }
             self.cleanup.claim(Purpose::Tablespace, &place, self.target.modes().directory)?;
             // The client makes the links: with a tablespace_map, recovery would make them again, to
             // where the original has its tablespaces.
@@ -233,6 +283,7 @@ impl Output for Directory<'_> {
             let (from, to) = (self.own_path(MANIFEST_UNDER_WAY), self.own_path(MANIFEST));
             sync::rename(&from, &to, self.options.sync)?;
         }
+        remove_journal(self.target.root())?;
         // The last thing that is done to the directories: from here on they keep others out by not being
         // empty.
         self.cleanup.finish(self.syncs())

@@ -15,6 +15,7 @@ use protocol::BackupPath;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::resume::is_same_place;
 use crate::error::{Error, Result};
 use crate::output::Modes;
 use crate::output::cleanup::make_directory;
@@ -64,6 +65,25 @@ impl Target {
         symlink(place, &link).map_err(|error| Error::io("create symbolic link", &link, &error))?;
         self.links.insert(PathBuf::from(name));
         Ok(())
+    }
+
+    /// Whether the link that would be made is there; then it is one of ours.
+    pub fn has_link(&mut self, name: &str, place: &Path) -> bool {
+        let is_there = is_same_place(&self.root.join(name), place);
+        if is_there {
+            self.links.insert(PathBuf::from(name));
+        }
+        is_there
+    }
+
+    /// Whether this is a link of ours.
+    pub fn is_link(&self, name: &Path) -> bool {
+        self.links.contains(name)
+    }
+
+    /// The links of ours, relative to the directory.
+    pub fn links(&self) -> impl Iterator<Item = &Path> {
+        self.links.iter().map(PathBuf::as_path)
     }
 
     /// Makes a directory of the client's own choice, unless it is there.
@@ -119,10 +139,12 @@ impl Target {
 
     /// Gives a listed file that is complete the mode that the server has it with.
     pub fn set_mode(&self, path: &BackupPath, mode: u32) -> Result<()> {
+        if mode & 0o7777 == USUAL_MODE { Ok(()) } else { self.set_mode_of(path, mode) }
+    }
+
+    /// Gives a listed file a mode, whatever it has.
+    pub fn set_mode_of(&self, path: &BackupPath, mode: u32) -> Result<()> {
         let mode = mode & 0o7777;
-        if mode == USUAL_MODE {
-            return Ok(());
-        }
         let (directory, name) = relation::split(path.as_bytes());
         rustix::fs::chmodat(self.directory(directory)?, name, Mode::from_raw_mode(mode), AtFlags::empty())
             .map_err(|error| Error::io("set permissions on file", &self.path(path), &error.into()))
