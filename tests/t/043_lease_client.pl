@@ -125,6 +125,17 @@ sub is_not_there
 	is_not_there('taken over');
 }
 
+# --- interrupted, where nobody can go on with it
+{
+	my $run = start_client('--lease' => 60, '-j' => 2, '-Ft');
+	$run->{handle}->signal('INT');
+	is(ended($run), 1, 'archives, interrupted: exit code');
+	unlike($run->{err}, qr/--resume/, 'archives, interrupted: not to be resumed');
+	like($run->{err}, qr/: released the backup on the server$/m, 'archives, interrupted: released');
+	nothing_left($node, 'archives, interrupted');
+	is_not_there('archives, interrupted');
+}
+
 # --- what is wrong here is nothing that passes
 {
 	my $run = start_client('--lease' => 60, '-j' => 1, '-N');

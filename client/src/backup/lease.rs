@@ -207,7 +207,14 @@ impl Backup<'_> {
             session.send_command(&Command::Release(Some(held.id)))?;
             session.finish()
         };
-        match reconnect.persist(Some(end), || true, &mut attempt) {
+        // Usually the connection is there, and there is nothing to wait for.
+        let released = match attempt(end) {
+            Err(error) if error.kind() == Kind::Connection => {
+                reconnect.persist(Some(end), || true, &mut attempt)
+            }
+            outcome => outcome.map(Some),
+        };
+        match released {
             Ok(Some(())) => self.say("released the backup on the server"),
             // The answer was lost, or the lease is over.
             Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => {}
