@@ -102,6 +102,7 @@ impl Backup<'_> {
         self.learn(|facts| facts.start = Some((start.position, start.timeline)));
         // Those that went with the process: the server may not have noticed yet.
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).extend(&record.processes);
+        self.allow_suspension();
         Ok(start)
     }
 
@@ -135,6 +136,7 @@ impl Backup<'_> {
             while let Some((path, entry)) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
                 self.abort.check()?;
                 if !output.is_there(path, entry, algorithm)? {
+                    output.journal().map_or(Ok(()), |journal| journal.forget(path))?;
                     wrong.lock().unwrap_or_else(PoisonError::into_inner).push((*path).clone());
                 }
             }

@@ -129,6 +129,11 @@ impl Journal {
         self.line(&format!("f {mode:o} {size} {mtime} {} {path}", to_hex(checksum)))
     }
 
+    /// A file that was complete is not what it was, and gone: it does not have to be there.
+    pub fn forget(&self, path: &BackupPath) -> Result<()> {
+        self.line(&format!("x {path}"))
+    }
+
     /// All files are there. On disk when this returns: from now on the server may have stopped the backup.
     pub fn complete(&self) -> Result<()> {
         self.line("complete")?;
@@ -248,6 +253,9 @@ fn take(text: &str, record: &mut Record) -> Option<()> {
             let path = BackupPath::parse(path.as_bytes()).ok()?;
             record.directories.push((path, u32::from_str_radix(mode, 8).ok()?));
         }
+        ["x", path] => {
+            record.files.remove(&BackupPath::parse(path.as_bytes()).ok()?);
+        }
         ["f", mode, size, mtime, checksum, path] => {
             let attributes =
                 Attributes { mode: u32::from_str_radix(mode, 8).ok()?, mtime: mtime.parse().ok()? };
@@ -318,6 +326,11 @@ mod tests {
                     let (_, again) = Journal::resume(name.clone(), false).unwrap();
                     assert_eq!(again.files.len(), record.files.len() + 1);
                     assert_eq!(again.files[&path(b"more")], entry(9));
+                    let (journal, _) = Journal::resume(name.clone(), false).unwrap();
+                    journal.forget(&path(b"more")).unwrap();
+                    drop(journal);
+                    let (_, again) = Journal::resume(name.clone(), false).unwrap();
+                    assert_eq!(again.files, record.files);
                 }
             }
         }
