@@ -17,11 +17,13 @@ pub enum Feature {
     Lease,
     /// UPLOAD_MANIFEST and START_BACKUP's INCREMENTAL, BLOCKS of SEND_FILES_CONTENT: PostgreSQL from 17 on.
     Incremental,
+    /// A frame with the checksum of each stream of a file that comes compressed.
+    StreamChecksum,
 }
 
 impl Feature {
     /// Every feature that this version of the protocol's crate knows, in the order of [`SETTING`].
-    pub const ALL: [Self; 4] = [Self::Lz4, Self::Zstd, Self::Lease, Self::Incremental];
+    pub const ALL: [Self; 5] = [Self::Lz4, Self::Zstd, Self::Lease, Self::Incremental, Self::StreamChecksum];
 
     /// Its word.
     pub const fn name(self) -> &'static str {
@@ -30,6 +32,7 @@ impl Feature {
             Self::Zstd => "zstd",
             Self::Lease => "lease",
             Self::Incremental => "incremental",
+            Self::StreamChecksum => "stream_checksum",
         }
     }
 }
@@ -62,7 +65,7 @@ mod tests {
 
     #[test]
     fn what_one_side_says_the_other_reads() {
-        assert_eq!(setting(Feature::ALL), "lz4, zstd, lease, incremental");
+        assert_eq!(setting(Feature::ALL), "lz4, zstd, lease, incremental, stream_checksum");
         assert_eq!(Features::parse(&setting(Feature::ALL)), Features(Feature::ALL.to_vec()));
         assert_eq!(Features::parse(""), Features::default());
         let later = Features::parse("zstd,telepathy, zstd-but-better");

@@ -17,6 +17,7 @@ pub const MAX_DATA: usize = MAX_FRAME - 1;
 pub const DATA_TAG: u8 = b'd';
 const FILE_BEGIN_TAG: u8 = b'f';
 const FILE_END_TAG: u8 = b'e';
+const STREAM_END_TAG: u8 = b'c';
 const VANISHED_TAG: u8 = b'v';
 
 /// A frame, borrowed from the message that carried it.
@@ -26,6 +27,8 @@ pub enum Frame<'a> {
     FileBegin(FileBegin<'a>),
     /// `d`: some of its bytes.
     Data(&'a [u8]),
+    /// `c`: its stream ends, if it came as one.
+    StreamEnd(StreamEnd),
     /// `e`: the file ends.
     FileEnd(FileEnd<'a>),
     /// `v`: the file was gone before its first byte, or is no longer part of a backup. The path,
@@ -52,6 +55,16 @@ pub struct FileBegin<'a> {
     pub compression: Compression,
     /// The path, raw.
     pub path: &'a [u8],
+}
+
+/// A stream ends: compressed bytes, for who does not decompress them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamEnd {
+    /// How many, in all data frames of the file.
+    pub bytes: u64,
+    /// CRC-32C of the frame by which the file begins, of these bytes, and of the frame that follows, by which
+    /// it ends. As manifests have it, the least significant byte first.
+    pub checksum: [u8; 4],
 }
 
 /// A file ends.
@@ -123,6 +136,12 @@ impl<'a> Frame<'a> {
                 },
                 path: fields.string()?,
             }),
+            STREAM_END_TAG => {
+                let bytes = fields.unsigned("number of bytes")?;
+                let mut checksum = [0; 4];
+                checksum.copy_from_slice(fields.take(4)?);
+                Self::StreamEnd(StreamEnd { bytes, checksum })
+            }
             FILE_END_TAG => {
                 let bytes = fields.unsigned("number of bytes")?;
                 let checksum_failures = fields.unsigned32("number of checksum failures")?;
@@ -158,6 +177,11 @@ impl<'a> Frame<'a> {
             Self::Data(bytes) => {
                 out.put_u8(DATA_TAG);
                 out.put_slice(bytes);
+            }
+            Self::StreamEnd(end) => {
+                out.put_u8(STREAM_END_TAG);
+                out.put_u64(end.bytes);
+                out.put_slice(&end.checksum);
             }
             Self::FileEnd(end) => {
                 debug_assert_eq!(end.checksum.len(), end.algorithm.len());
@@ -274,6 +298,10 @@ mod tests {
                     checksum: &[],
                 }),
                 bare_end,
+            ),
+            (
+                Frame::StreamEnd(StreamEnd { bytes: 0x0102_0304, checksum: [0xde, 0xad, 0xbe, 0xef] }),
+                [&b"c"[..], &[0, 0, 0, 0, 1, 2, 3, 4], &[0xde, 0xad, 0xbe, 0xef]].concat(),
             ),
             (Frame::Vanished(b"base/5/1"), b"vbase/5/1\0".to_vec()),
         ]

@@ -4,8 +4,10 @@
 //! back between two chunks is at most one of its blocks.
 
 use compression::{Encoder, Step};
+use pages::checksum::Checksum;
+use protocol::ChecksumAlgorithm;
 use protocol::compression::WireCompression;
-use protocol::frame::{Compression, Frame};
+use protocol::frame::{Compression, Frame, StreamEnd};
 
 use crate::error::Result;
 use crate::stream::content::{TransferControl, poll};
@@ -26,6 +28,14 @@ pub struct Compressor {
     buffer: Vec<u8>,
 }
 
+/// What went out of a stream.
+#[derive(Debug)]
+pub struct Stream {
+    bytes: u64,
+    /// Of the frame before it, and of its bytes.
+    checksum: Checksum,
+}
+
 impl Compressor {
     /// Makes contexts for what was asked for, if that is any compression.
     pub fn new(asked: &WireCompression) -> Result<Option<Self>> {
@@ -38,8 +48,8 @@ impl Compressor {
     }
 
     /// Sends a file of `length` bytes, at least one, as a stream, or only its first ones as they are where a
-    /// stream is not worth it; says so by `head` before. Returns how many have gone out. `read` fills a buffer
-    /// with those that come next.
+    /// stream is not worth it; says so by `head` before. Returns how many have gone out, and the stream that they are
+    /// in. `read` fills a buffer with those that come next.
     pub fn send<'f>(
         &mut self,
         length: u64,
@@ -47,7 +57,7 @@ impl Compressor {
         outbox: &mut Outbox,
         pace: &impl TransferControl,
         mut read: impl FnMut(&mut [u8]) -> Result<()>,
-    ) -> Result<u64> {
+    ) -> Result<(u64, Option<Stream>)> {
         poll(outbox, pace)?;
         let sample = usize::try_from(length).map_or(SAMPLE, |length| length.min(SAMPLE));
         let bytes = &mut self.buffer[..sample];
@@ -69,10 +79,12 @@ impl Compressor {
             outbox.frame(&head(Compression::None));
             put(bytes, outbox, pace)?;
             pace.sent(done);
-            return Ok(done);
+            return Ok((done, None));
         }
-        outbox.frame(&head(self.algorithm));
-        put(stream, outbox, pace)?;
+        let head = head(self.algorithm);
+        let mut sent = Stream::begin(&head);
+        outbox.frame(&head);
+        sent.put(stream, outbox, pace)?;
         pace.sent(done);
         while done < length {
             poll(outbox, pace)?;
@@ -81,10 +93,38 @@ impl Compressor {
             read(bytes)?;
             done += chunk as u64;
             let step = if done == length { Step::End } else { Step::Continue };
-            put(self.encoder.encode(bytes, step)?, outbox, pace)?;
+            sent.put(self.encoder.encode(bytes, step)?, outbox, pace)?;
             pace.sent(chunk as u64);
         }
-        Ok(done)
+        Ok((done, Some(sent)))
+    }
+}
+
+impl Stream {
+    fn begin(head: &Frame<'_>) -> Self {
+        let mut stream = Self { bytes: 0, checksum: Checksum::new(ChecksumAlgorithm::Crc32c) };
+        stream.cover(head);
+        stream
+    }
+
+    fn put(&mut self, bytes: &[u8], outbox: &mut Outbox, pace: &impl TransferControl) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        self.checksum.update(bytes);
+        put(bytes, outbox, pace)
+    }
+
+    fn cover(&mut self, frame: &Frame<'_>) {
+        let mut bytes = Vec::with_capacity(128);
+        frame.encode(&mut bytes);
+        self.checksum.update(&bytes);
+    }
+
+    /// What is said of it before the file ends by the frame `end`.
+    pub fn end(mut self, end: &Frame<'_>) -> StreamEnd {
+        self.cover(end);
+        let mut checksum = [0; 4];
+        checksum.copy_from_slice(&self.checksum.finish());
+        StreamEnd { bytes: self.bytes, checksum }
     }
 }
 

@@ -166,10 +166,10 @@ impl Sender {
             && content.pages.is_none()
             && content.checksum.is_empty();
         let mut parts = content.wanted.parts();
-        let mut done = 0;
+        let (mut done, mut stream) = (0, None);
         match &mut self.compressor {
             Some(compressor) if content.wanted.length() > 0 => {
-                done = compressor.send(content.wanted.length(), head, outbox, pace, |bytes| {
+                (done, stream) = compressor.send(content.wanted.length(), head, outbox, pace, |bytes| {
                     let taken = parts.gather(bytes.len() as u64, |_| true);
                     let mut places: Vec<_> = bytes.chunks_mut(PIECE).map(IoSliceMut::new).collect();
                     reader.fill_parts(&taken, &mut places, &mut checksum)?;
@@ -191,12 +191,17 @@ impl Sender {
         after_read()?;
         let failures = reader.failures;
         reader.report_total();
-        outbox.frame(&Frame::FileEnd(FileEnd {
+        let checksum = checksum.finish();
+        let end = Frame::FileEnd(FileEnd {
             bytes: done,
             checksum_failures: failures,
             algorithm: content.checksum,
-            checksum: &checksum.finish(),
-        }));
+            checksum: &checksum,
+        });
+        if let Some(stream) = stream {
+            outbox.frame(&Frame::StreamEnd(stream.end(&end)));
+        }
+        outbox.frame(&end);
         Ok(Sent { bytes: done, checksum_failures: failures })
     }
 }

@@ -195,6 +195,8 @@ impl<'a> Receiver<'a> {
                 self.position += 1;
                 Ok(())
             }
+            // The content has a checksum of its own.
+            Frame::StreamEnd(_) => Ok(()),
             // A later version's.
             Frame::Unknown(_) => Ok(()),
         }

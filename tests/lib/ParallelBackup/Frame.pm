@@ -52,6 +52,7 @@ sub decode_frame
 		croak "unknown compression $compression" if $compression > 2;
 		return {
 			type => 'f',
+			raw => $bytes,
 			size => $size,
 			offset => $offset,
 			length => $length,
@@ -72,11 +73,18 @@ sub decode_frame
 		  if !exists $DIGEST_NAME{$algorithm};
 		return {
 			type => 'e',
+			raw => $bytes,
 			bytes => $count,
 			failures => $failures,
 			algorithm => $DIGEST_NAME{$algorithm},
 			digest => $digest
 		};
+	}
+	elsif ($type eq 'c')
+	{
+		croak "stream end frame of " . length($body) . " bytes" if length($body) != 12;
+		my ($count, $digest) = unpack('q> a4', $body);
+		return { type => 'c', bytes => $count, digest => $digest };
 	}
 	elsif ($type eq 'v')
 	{

@@ -13,6 +13,7 @@ use Digest::SHA ();
 use ParallelBackup::Compressed qw(decompress);
 use ParallelBackup::Frame qw(digest_of);
 
+use constant CHECKSUMMED => 64 * 1024;
 use constant DECOMPRESSED_TOGETHER => 4 * 1024 * 1024;
 
 # new(begin => sub, data_sink => sub, end => sub, vanish => sub, sha => bits)
@@ -75,9 +76,24 @@ sub frame
 		}
 		$self->{begin}->($file) if $self->{begin};
 	}
+	elsif ($type eq 'c')
+	{
+		croak "end of a stream outside of one" unless $file && $file->{compression} && !$file->{stream_end};
+		croak "file \"$file->{path}\": $frame->{bytes} compressed bytes, and " . length($file->{stream}) . " came"
+		  if $frame->{bytes} != length $file->{stream};
+		$file->{stream_end} = $frame;
+	}
 	elsif ($type eq 'e')
 	{
 		croak "end outside of a file" unless $file;
+		if ($file->{compression})
+		{
+			croak "file \"$file->{path}\" has no end of its stream" unless $file->{stream_end};
+			# Of longer ones it takes too long here.
+			croak "file \"$file->{path}\": the checksum of its stream differs"
+			  if length $file->{stream} <= CHECKSUMMED
+			  && $file->{stream_end}{digest} ne digest_of('CRC32C', $file->{raw} . $file->{stream} . $frame->{raw});
+		}
 		croak "file \"$file->{path}\" ends with $frame->{bytes} bytes"
 		  if $frame->{bytes} != $file->{length};
 		$file->{$_} = $frame->{$_} for qw(failures algorithm digest);
