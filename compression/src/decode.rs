@@ -8,13 +8,7 @@ use zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
 use crate::lz4f::{self, Decompressor};
-use crate::{LONG_WINDOW_LOG, WINDOW_LOG};
-
-/// The first bytes of an lz4 frame.
-const LZ4_MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
-/// Where a frame of lz4 says how large its blocks are (BD), and the number of 256 kB there.
-const LZ4_BLOCK_SIZE: usize = 5;
-const LZ4_256_KB: u8 = 5;
+use crate::{LONG_WINDOW_LOG, LZ4_256_KB, LZ4_BLOCK_SIZE, LZ4_MAGIC, WINDOW_LOG, most};
 
 /// Why bytes are no file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -101,9 +95,8 @@ impl Decoder {
             algorithm,
             left: length,
             taken: 0,
-            // More than either compressor makes of bytes that do not get smaller: a frame can go on for ever
-            // without a byte for the file.
-            most: length.saturating_add(length / 64).saturating_add(1024),
+            // A frame can go on for ever without a byte for the file.
+            most: most(length),
             has_more: false,
             ended: false,
         });
