@@ -4,7 +4,7 @@ use protocol::compression::{Method, Specification, WireCompression};
 use protocol::features::Feature;
 
 use crate::error::{Error, Result};
-use crate::options::Options;
+use crate::options::{Format, Options};
 use crate::report;
 use crate::server::connection::Session;
 use crate::server::route;
@@ -12,10 +12,16 @@ use crate::server::route;
 /// What the user wants of the server, as far as that has it; an error where it has nothing of the kind.
 pub(super) fn of_server(options: &Options, coordinator: &mut Session) -> Result<WireCompression> {
     let Some(wanted) = options.compress.of_server() else { return Ok(WireCompression::default()) };
+    let is_tar = options.format == Format::Tar;
+    if is_tar && wanted.method == Method::Gzip {
+        report::warning("the server does not compress with gzip, archives are compressed by this program");
+        return Ok(WireCompression::default());
+    }
     let (asked, remark) = asked_for(wanted)?;
     let feature =
         if asked.algorithm == protocol::frame::Compression::Lz4 { Feature::Lz4 } else { Feature::Zstd };
-    if !route::features(coordinator)?.has(feature) {
+    let features = route::features(coordinator)?;
+    if !features.has(feature) || is_tar && !features.has(Feature::StreamChecksum) {
         return Err(Error::local("server does not support server-side compression")
             .with_hint("The extension pg_parallel_backup of the server is older than 0.3.0."));
     }

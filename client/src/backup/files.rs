@@ -342,6 +342,7 @@ mod tests {
             pages: None,
             names: NameRules::Since17,
             compression: WireCompression::default(),
+            passes: false,
             verify: None,
             past_libpq: true,
             sync: false,

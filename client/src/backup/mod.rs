@@ -358,6 +358,7 @@ impl<'a> Backup<'a> {
                 pages: (options.verify_checksums && start.data_checksums).then_some(start.position),
                 names: NameRules::of_server(u32::try_from(server_version).unwrap_or_default()),
                 compression,
+                passes: output.takes_streams(),
                 verify: options.verify,
                 pipelined: (output.keeps() && has_cores_to_spare(options.jobs)).then_some(PIPELINED_MINIMUM),
                 past_libpq: options.past_libpq,

@@ -66,7 +66,7 @@ enum Parts {
 #[derive(Debug)]
 enum Running {
     /// That of the parts can be put together.
-    Crc(u32),
+    Crc(Option<u32>),
     /// Others are made over everything once more.
     Other(Box<Checksum>),
 }
@@ -178,7 +178,7 @@ fn zeroes(part: &Part) -> std::io::Result<Collected> {
 impl Running {
     fn new(algorithm: ChecksumAlgorithm) -> Self {
         match algorithm {
-            ChecksumAlgorithm::Crc32c => Self::Crc(0),
+            ChecksumAlgorithm::Crc32c => Self::Crc(None),
             other => Self::Other(Box::new(Checksum::new(other))),
         }
     }
@@ -186,7 +186,10 @@ impl Running {
     fn add(&mut self, of_part: &[u8], content: &Collected) -> std::io::Result<()> {
         match self {
             Self::Crc(crc) => {
-                *crc = combine_crcs(*crc, to_crc(of_part), content.len());
+                *crc = Some(match *crc {
+                    None => to_crc(of_part),
+                    Some(crc) => combine_crcs(crc, to_crc(of_part), content.len()),
+                });
                 Ok(())
             }
             Self::Other(checksum) => content.read_out(|bytes| {
@@ -198,7 +201,7 @@ impl Running {
 
     fn finish(self) -> Vec<u8> {
         match self {
-            Self::Crc(crc) => from_crc(crc),
+            Self::Crc(crc) => from_crc(crc.unwrap_or(0)),
             Self::Other(checksum) => checksum.finish(),
         }
     }
@@ -291,6 +294,7 @@ mod tests {
             sync: false,
             manifest: Some(&manifest),
             compression: protocol::compression::WireCompression::default(),
+            passes: false,
             sequencer: Some(&sequencer),
             wal: None,
             journal: None,

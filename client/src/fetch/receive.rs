@@ -3,13 +3,14 @@
 //! them; where this side does, page by page, with a checksum made here that says nothing about the way.
 //! Where the bytes go is for a `Sink` to say.
 
-use compression::DecodeError;
+use compression::{DecodeError, Outline};
 use pages::names::{self, NameRules};
 use pages::page::{self, BLOCK_SIZE};
 use protocol::blocks::Run;
 use protocol::command::{Extent, FileRequest};
 use protocol::compression::WireCompression;
 use protocol::frame::Compression;
+use protocol::frame::StreamEnd;
 use protocol::{ChecksumAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
 use crate::compress::{Failure, Inflater};
@@ -17,14 +18,15 @@ use crate::error::{Error, Result};
 use crate::fetch::increment::Place;
 use crate::output::Attributes;
 use crate::server::chunk::{Chunk, Kept};
-use pages::checksum::Checksum;
+use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
 
 /// What is verified and checksummed at a time: in the first-level cache between the two.
 const STEP: usize = 4 * BLOCK_SIZE;
 
 /// Takes the files. `file` is the place in the request.
 pub trait Sink {
-    /// A file begins; what an earlier try left of it goes.
+    /// A file begins; what an earlier try left of it goes. It is compressed where its next bytes are those of its
+    /// stream.
     fn begin(&mut self, file: usize, begin: &FileBegin<'_>) -> Result<()>;
     /// Its next bytes.
     fn data(&mut self, chunk: Chunk<'_>) -> Result<()>;
@@ -80,6 +82,9 @@ pub struct Checks {
     pub names: NameRules,
     /// How files may come compressed.
     pub compression: WireCompression,
+    /// Whether those that do are handed on so. Only where the server makes the checksums: nobody looks at the
+    /// content here.
+    pub passes: bool,
 }
 
 /// Which pages must have a checksum that fits.
@@ -127,8 +132,36 @@ enum Coming {
     AsTheyAre,
     /// As a stream.
     Compressed,
+    /// As a stream that is handed on as it is.
+    Passed(Box<Passed>),
     /// As a stream that was given up, and why. What else comes of it means nothing.
-    Damaged(DecodeError),
+    Damaged(Damage),
+}
+
+/// A stream that is handed on.
+#[derive(Debug)]
+struct Passed {
+    algorithm: Compression,
+    bytes: u64,
+    /// The most that it may have.
+    most: u64,
+    /// Of its bytes, and of the frames around them.
+    checksum: Checksum,
+    /// That it is one stream of as many bytes as were announced, and does not bring more into an archive.
+    outline: Outline,
+    /// What the server says of it.
+    announced: Option<StreamEnd>,
+}
+
+/// What is wrong with a stream.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+enum Damage {
+    #[error(transparent)]
+    Content(#[from] DecodeError),
+    #[error("the CRC32C checksum of its compressed data does not match")]
+    Checksum,
+    #[error("it has {0} bytes of compressed data and the server counted {1}")]
+    Length(u64, u64),
 }
 
 /// What is made of the bytes of a file.
@@ -183,9 +216,17 @@ impl<'a> Receiver<'a> {
     pub fn message(&mut self, message: &[u8], sink: &mut impl Sink) -> Result<()> {
         let frame = Frame::decode(message).map_err(|error| self.violation(&error.to_string()))?;
         match frame {
-            Frame::FileBegin(begin) => self.begin(&begin, sink),
+            Frame::FileBegin(begin) => {
+                self.begin(&begin, sink)?;
+                self.cover(message);
+                Ok(())
+            }
             Frame::Data(bytes) => self.data(Chunk::from(bytes), sink),
-            Frame::FileEnd(end) => self.end(&end, sink),
+            Frame::StreamEnd(end) => self.stream_end(end),
+            Frame::FileEnd(end) => {
+                self.cover(message);
+                self.end(&end, sink)
+            }
             Frame::Vanished(path) => {
                 if self.open.is_some() {
                     return Err(self.violation("vanished file in the middle of another"));
@@ -195,8 +236,6 @@ impl<'a> Receiver<'a> {
                 self.position += 1;
                 Ok(())
             }
-            // The content has a checksum of its own.
-            Frame::StreamEnd(_) => Ok(()),
             // A later version's.
             Frame::Unknown(_) => Ok(()),
         }
@@ -242,7 +281,9 @@ impl<'a> Receiver<'a> {
         });
         let place = self.places.get(self.position).and_then(Option::as_ref);
         let digests = Digests::new(self.checks, place);
-        sink.begin(self.position, begin)?;
+        let compression =
+            if let Coming::Passed(passed) = &coming { passed.algorithm } else { Compression::None };
+        sink.begin(self.position, &FileBegin { compression, ..begin.clone() })?;
         self.torn.clear();
         self.open = Some(Open {
             coming,
@@ -266,23 +307,64 @@ impl<'a> Receiver<'a> {
         if begin.compression != asked.algorithm {
             return Err(self.violation("compression that was not asked for"));
         }
+        if self.checks.passes {
+            return Ok(Coming::Passed(Box::new(Passed {
+                algorithm: begin.compression,
+                bytes: 0,
+                most: compression::most(begin.length),
+                checksum: Checksum::new(ChecksumAlgorithm::Crc32c),
+                outline: Outline::new(begin.compression, begin.length, asked.long),
+                announced: None,
+            })));
+        }
         let inflater = self.inflater.get_or_insert_with(|| Inflater::new(&asked));
         match inflater.begin(begin.compression, begin.length) {
             Ok(()) => Ok(Coming::Compressed),
-            Err(Failure::Stream(error)) => Ok(Coming::Damaged(error)),
+            Err(Failure::Stream(error)) => Ok(Coming::Damaged(error.into())),
             Err(Failure::Here(error)) => Err(error),
         }
     }
 
     /// Takes some bytes of a data frame.
     pub fn data(&mut self, chunk: Chunk<'_>, sink: &mut impl Sink) -> Result<()> {
-        match self.open.as_ref().map(|open| &open.coming) {
+        match self.open.as_mut().map(|open| &mut open.coming) {
+            Some(Coming::Passed(passed)) => {
+                passed.bytes += chunk.len() as u64;
+                if passed.bytes > passed.most {
+                    return Err(self.violation("more compressed data than a stream can have"));
+                }
+                passed.checksum.update(&chunk);
+                if let Err(error) = passed.outline.push(&chunk)
+                    && let Some(open) = &mut self.open
+                {
+                    open.coming = Coming::Damaged(error.into());
+                    return Ok(());
+                }
+                sink.data(chunk)
+            }
             None | Some(Coming::AsTheyAre) => self.bytes(chunk, sink),
             Some(Coming::Damaged(_)) => Ok(()),
             Some(Coming::Compressed) => self.decompress(|inflater, receiver| {
                 inflater.inflate(&chunk, |chunk| receiver.bytes(chunk, sink))
             }),
         }
+    }
+
+    /// A frame that the checksum of a stream is of, beside its bytes.
+    fn cover(&mut self, message: &[u8]) {
+        if let Some(Open { coming: Coming::Passed(passed), .. }) = &mut self.open {
+            passed.checksum.update(message);
+        }
+    }
+
+    fn stream_end(&mut self, end: StreamEnd) -> Result<()> {
+        match self.open.as_mut().map(|open| &mut open.coming) {
+            Some(Coming::Passed(passed)) if passed.announced.is_none() => passed.announced = Some(end),
+            // The content has a checksum of its own, and that it fits says as much.
+            Some(Coming::Compressed | Coming::Damaged(_)) => {}
+            _ => return Err(self.violation("end of a stream where there is none")),
+        }
+        Ok(())
     }
 
     /// A step of decompression, by which a file may turn out to be damaged.
@@ -297,7 +379,7 @@ impl<'a> Receiver<'a> {
             Ok(()) => Ok(()),
             Err(Failure::Stream(error)) => {
                 if let Some(open) = &mut self.open {
-                    open.coming = Coming::Damaged(error);
+                    open.coming = Coming::Damaged(error.into());
                 }
                 Ok(())
             }
@@ -348,11 +430,21 @@ impl<'a> Receiver<'a> {
         let Some(mut open) = self.open.take() else {
             return Err(self.violation("file ends that did not begin"));
         };
+        let is_passed = matches!(open.coming, Coming::Passed(_));
         let damage = match open.coming {
-            Coming::Damaged(error) => Some(error),
+            Coming::Damaged(damage) => Some(damage),
             Coming::AsTheyAre | Coming::Compressed => None,
+            Coming::Passed(passed) => {
+                let Some(announced) = passed.announced else {
+                    return Err(self.violation("a stream without its checksum"));
+                };
+                // All of them, if the stream is the server's. What it says of them is covered by the checksum, too.
+                open.received = open.length;
+                passed.check(announced).err()
+            }
         };
-        if open.received != open.length && damage.is_none() || end.bytes != open.length {
+        // Of a stream that was changed on the way, the words about it may have been changed.
+        if damage.is_none() && (open.received != open.length || end.bytes != open.length) {
             let Open { length, received, .. } = open;
             return Err(self.violation(&format!(
                 "file of {length} bytes ends after {received}, and the server counted {}",
@@ -360,7 +452,7 @@ impl<'a> Receiver<'a> {
             )));
         }
         let expected = if self.checks.by_server { self.checks.algorithm } else { ChecksumAlgorithm::None };
-        if end.algorithm != expected {
+        if damage.is_none() && end.algorithm != expected {
             return Err(self.violation("checksum of another algorithm than asked for"));
         }
         let mut mismatches = Vec::new();
@@ -373,27 +465,33 @@ impl<'a> Receiver<'a> {
                 sink.data(Chunk::from(&self.torn[..]))?;
             }
         }
-        let Digests { sent, made } = open.digests;
-        let sent = sent.finish();
         let file = self.position;
         self.position += 1;
-        if let Some(error) = damage {
-            let path = &self.wanted[file].path;
+        let path = &self.wanted[file].path;
+        if let Some(damage) = damage {
             return sink.damaged(
                 file,
-                Error::connection(format!("file \"{path}\" was damaged in transit: {error}")),
+                Error::connection(format!("file \"{path}\" was damaged in transit: {damage}")),
             );
         }
+        let Digests { sent, made } = open.digests;
+        let (sent, made) = if is_passed {
+            // Believed: the checksum of the stream is of this one, too.
+            let sent = end.checksum.to_vec();
+            let made = made.map(|header| combined(&header.finish(), &sent, open.length));
+            (sent, made)
+        } else {
+            (sent.finish(), made.map(Checksum::finish))
+        };
         if !self.checks.by_server || sent == end.checksum {
             let Open { size, offset, length, mtime, mode, .. } = open;
-            let checksum = made.map_or(sent, Checksum::finish);
+            let checksum = made.unwrap_or(sent);
             let (size, offset, length) = match self.places.get(file).and_then(Option::as_ref) {
                 Some(place) => (place.size, place.start, length + place.header.len() as u64),
                 None => (size, offset, length),
             };
             sink.end(file, Received { size, offset, length, mtime, mode, checksum, mismatches })
         } else {
-            let path = &self.wanted[file].path;
             sink.damaged(
                 file,
                 Error::connection(format!(
@@ -420,6 +518,18 @@ impl<'a> Receiver<'a> {
 
     fn violation(&self, what: &str) -> Error {
         Error::connection(format!("server sent an invalid file transfer: {what}"))
+    }
+}
+
+impl Passed {
+    fn check(self, announced: StreamEnd) -> std::result::Result<(), Damage> {
+        if self.bytes != announced.bytes {
+            return Err(Damage::Length(self.bytes, announced.bytes));
+        }
+        if self.checksum.finish() != announced.checksum {
+            return Err(Damage::Checksum);
+        }
+        Ok(self.outline.end()?)
     }
 }
 
@@ -479,6 +589,11 @@ impl Digests {
     }
 }
 
+/// The CRC-32C of a header and of what follows it.
+fn combined(header: &[u8], next: &[u8], next_length: u64) -> Vec<u8> {
+    from_crc(combine_crcs(to_crc(header), to_crc(next), next_length))
+}
+
 /// Where the bytes of a request begin and how many they are, as the server says it of a file of this size.
 fn clamp(extent: &Extent, size: u64) -> (u64, u64) {
     match extent {
@@ -533,6 +648,7 @@ mod tests {
         pages: None,
         names: NameRules::Since17,
         compression: WireCompression { algorithm: Compression::None, level: None, long: false },
+        passes: false,
     };
 
     fn paths(names: &[&str]) -> Vec<FileRequest> {
@@ -660,6 +776,119 @@ mod tests {
             let error = result.unwrap_err();
             assert!(error.message().contains(words), "{error} should contain {words}");
             assert_eq!(error.kind(), Kind::Connection);
+        }
+    }
+
+    const PASSED: Checks = Checks {
+        passes: true,
+        compression: WireCompression { algorithm: Compression::Zstd, level: None, long: false },
+        ..BY_SERVER
+    };
+
+    fn compressed(content: &[u8]) -> Vec<u8> {
+        let mut encoder = compression::Encoder::new(&PASSED.compression).unwrap().unwrap();
+        encoder.begin(content.len() as u64).unwrap();
+        encoder.encode(content, compression::Step::End).unwrap().to_vec()
+    }
+
+    /// What a server sends of a stream.
+    fn stream(path: &str, length: u64, stream: &[u8], content: &[u8]) -> Vec<Vec<u8>> {
+        let begin = frame(&Frame::FileBegin(FileBegin {
+            size: length,
+            offset: 0,
+            length,
+            mtime: 1_700_000_000,
+            mode: 0o600,
+            compression: Compression::Zstd,
+            path: path.as_bytes(),
+        }));
+        let end = end(length, content);
+        let covered = [&begin, stream, &end].concat();
+        let checksum = Checksum::of(ChecksumAlgorithm::Crc32c, &covered).try_into().unwrap();
+        let stream_end = frame(&Frame::StreamEnd(StreamEnd { bytes: stream.len() as u64, checksum }));
+        let (one, two) = stream.split_at(stream.len() / 2);
+        vec![begin, data(one), data(two), stream_end, end]
+    }
+
+    fn receive_passed(messages: &[Vec<u8>]) -> (Vec<String>, Result<()>) {
+        let wanted = paths(&["a"]);
+        let mut receiver = Receiver::new(&wanted, PASSED);
+        let mut log = Log::default();
+        let result = messages
+            .iter()
+            .try_for_each(|message| receiver.message(message, &mut log))
+            .and_then(|()| receiver.finish());
+        (log.0, result)
+    }
+
+    #[test]
+    fn a_stream_is_handed_on_as_it_is() {
+        let bytes = compressed(&[7; 1000]);
+        let (log, result) = receive_passed(&stream("a", 1000, &bytes, &[7; 1000]));
+        result.unwrap();
+        let (one, two) = (bytes.len() / 2, bytes.len() - bytes.len() / 2);
+        let pieces = [format!("data {one}"), format!("data {two}")];
+        assert_eq!(log, ["begin 0 600", &pieces[0], &pieces[1], "end 0 1000 1700000000"]);
+        // What does not get smaller comes as it is, and is checked by its own checksum.
+        let (log, result) = receive_passed(&[begin("a", 5), data(b"hello"), end(5, b"hello")]);
+        result.unwrap();
+        assert_eq!(log.last().unwrap(), "end 0 5 1700000000");
+        let (log, _) = receive_passed(&[begin("a", 5), data(b"hellp"), end(5, b"hello")]);
+        assert!(log.last().unwrap().starts_with("damaged 0:"), "{log:?}");
+    }
+
+    #[test]
+    fn every_bit_of_a_stream_and_of_what_is_said_of_it() {
+        let bytes = compressed(&[7; 1000]);
+        let good = stream("a", 1000, &bytes, &[7; 1000]);
+        for (number, message) in good.iter().enumerate() {
+            for bit in 0..message.len() * 8 {
+                let mut bad = good.clone();
+                bad[number][bit / 8] ^= 1 << (bit % 8);
+                let (log, result) = receive_passed(&bad);
+                let is_good = log.iter().any(|line| line.starts_with("end"));
+                assert!(!is_good, "message {number}, bit {bit}: {log:?}, {result:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn streams_that_no_server_sends() {
+        let bytes = compressed(&[7; 1000]);
+        let good = stream("a", 1000, &bytes, &[7; 1000]);
+        let without = |left_out: usize| {
+            let messages = good.iter().enumerate().filter(|(number, _)| *number != left_out);
+            messages.map(|(_, message)| message.clone()).collect::<Vec<_>>()
+        };
+        let mut twice = good.clone();
+        twice.insert(3, good[3].clone());
+        // The head of a frame of 1000 bytes, and of a block of 5000.
+        let head = [0x28, 0xB5, 0x2F, 0xFD, 0b0110_0000, 0xE8, 0x02, 0x40, 0x9C, 0];
+        let long = stream("a", 1000, &[&head[..], &[0; 3000]].concat(), b"content");
+        let as_it_is = vec![begin("a", 5), data(b"hello"), good[3].clone(), end(5, b"hello")];
+        for (messages, words) in [
+            (without(3), "a stream without its checksum"),
+            (twice, "end of a stream where there is none"),
+            (as_it_is, "end of a stream where there is none"),
+            (vec![good[3].clone()], "end of a stream where there is none"),
+            (long, "more compressed data than a stream can have"),
+        ] {
+            let error = receive_passed(&messages).1.unwrap_err();
+            assert!(error.message().contains(words), "{error} should contain {words}");
+        }
+        let (log, _) = receive_passed(&without(2));
+        let words = format!("it has {} bytes of compressed data and the server counted", bytes.len() / 2);
+        assert!(log[2].contains(&words), "{log:?}");
+        // What an archive would get more, or less, of than its header says, whatever the checksums.
+        let twice = bytes.repeat(2);
+        for (length, stream_bytes, words) in [
+            (1000, &twice[..], "compressed data goes on after its end"),
+            (999, &bytes, "could not decompress data: another length"),
+            (1000, &bytes[..bytes.len() - 1], "compressed data ends early"),
+            (1000, b"not compressed", "could not decompress data: not a zstd frame"),
+        ] {
+            let (log, _) = receive_passed(&stream("a", length, stream_bytes, &[7; 1000]));
+            assert!(log.last().unwrap().contains(words), "{log:?} should contain {words}");
         }
     }
 

@@ -86,6 +86,8 @@ pub struct Work<'a> {
     pub names: NameRules,
     /// How the server compresses.
     pub compression: WireCompression,
+    /// What it has compressed goes to the output so.
+    pub passes: bool,
     /// Who verifies the pages of relation files, if the user has a wish.
     pub verify: Option<Side>,
     /// Read the socket without libpq where that can be.
@@ -170,6 +172,9 @@ impl Work<'_> {
                 Some(_) => Checks { algorithm: ChecksumAlgorithm::Crc32c, ..self.checks_by_server() },
                 None => self.checks_by_server(),
             };
+            // Of a header and blocks that nobody has looked at there is no other checksum.
+            let has_checksum = place.is_none() || self.algorithm == ChecksumAlgorithm::Crc32c;
+            let checks = Checks { passes: self.passes && checks.by_server && has_checksum, ..checks };
             let length = place.as_ref().map_or(0, Place::list_length);
             let fits = |batch: &&mut Batch| batch.checks == checks && batch.lists + length <= MAX_BLOCK_LISTS;
             match batches.iter_mut().rev().find(fits) {
@@ -287,6 +292,7 @@ impl Work<'_> {
             pages: None,
             names: self.names,
             compression: self.compression,
+            passes: false,
         }
     }
 
@@ -621,6 +627,7 @@ mod tests {
             pages: case.pages.then_some(case.start),
             names: case.names,
             compression: case.compression,
+            passes: false,
             verify: None,
             past_libpq: case.past_libpq,
             sync: true,

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
+use protocol::frame::Compression;
 use protocol::{BackupPath, ChecksumAlgorithm, FileBegin, FileRequest};
 
 use crate::error::{Error, Result};
@@ -12,7 +13,7 @@ use crate::fetch::queue::{Item, Part};
 use crate::fetch::receive::{Received, Sink};
 use crate::fetch::reverify::reread;
 use crate::fetch::transfer::{Work, wal_file_name};
-use crate::output::collected::Collected;
+use crate::output::collected::{Collected, Stream};
 use crate::output::{Attributes, Intake, OutputFile, Piece};
 use crate::server::chunk::{Chunk, Kept};
 use crate::wal::check::SegmentPages;
@@ -110,7 +111,10 @@ impl<'a> Writer<'a> {
     }
 
     fn look_at_wal(&mut self, bytes: &[u8]) {
-        if let Some(pages) = self.open.as_mut().and_then(|open| open.wal.as_mut()) {
+        if let Some(open) = &mut self.open
+            && !open.is_stream()
+            && let Some(pages) = &mut open.wal
+        {
             pages.push(bytes);
         }
     }
@@ -129,6 +133,10 @@ impl<'a> Writer<'a> {
             })?;
         }
         open.position += length as u64;
+        if open.is_stream() {
+            // What is counted are bytes of files: how many these are is known when all are there.
+            return Ok(());
+        }
         open.received += length as u64;
         if self.work.sync && open.position - open.told >= WRITEBACK {
             if let Some(output) = &open.output {
@@ -145,6 +153,11 @@ impl<'a> Writer<'a> {
         let mut at = part.offset + received.length;
         let begin = at;
         let end = part.offset + part.length;
+        let stream = self.open.as_ref().and_then(Open::stream);
+        if let Some(stream) = stream {
+            stream.fill_up(end.saturating_sub(at));
+            at = end;
+        }
         while at < end {
             let zeroes =
                 &ZEROES[..usize::try_from(end - at).map_or(ZEROES.len(), |left| left.min(ZEROES.len()))];
@@ -163,11 +176,30 @@ impl<'a> Writer<'a> {
         if self.work.algorithm == ChecksumAlgorithm::Crc32c {
             let zeroed = combine_crcs(to_crc(&received.checksum), to_crc(&zeroed), end - begin);
             received.checksum = from_crc(zeroed);
+        } else if let Some(stream) = stream {
+            let mut checksum = Checksum::new(self.work.algorithm);
+            let read = stream.read_out(|bytes| {
+                checksum.update(bytes);
+                Ok(())
+            });
+            read.map_err(|error| self.io("decompress file", file, &error))?;
+            received.checksum = checksum.finish();
         } else if let Some(output) = self.open.as_ref().and_then(|open| open.output.as_ref()) {
             received.checksum = reread(&**output, received, self.work.algorithm)
                 .map_err(|error| self.io("read file", file, &error))?;
         }
         Ok(())
+    }
+}
+
+impl Open {
+    /// What comes as a stream, and stays one.
+    fn stream(&self) -> Option<&Arc<Collected>> {
+        self.collected.as_ref().filter(|collected| collected.stream().is_some())
+    }
+
+    fn is_stream(&self) -> bool {
+        self.stream().is_some()
     }
 }
 
@@ -185,7 +217,14 @@ impl Sink for Writer<'_> {
         let in_parts = item.part.is_some_and(|part| !part.is_all());
         let mut collected = None;
         let output = if self.is_collected(item, wal.is_some()) {
-            let content = Collected::new(start, length, || self.work.output.spool());
+            let spool = || self.work.output.spool();
+            let content = if begin.compression == Compression::None {
+                Collected::new(start, length, spool)
+            } else {
+                let head = place.map(|place| place.header.clone()).unwrap_or_default();
+                let stream = Stream { algorithm: begin.compression, length: begin.length, head };
+                Collected::of_stream(start, stream, spool)
+            };
             let content = content.map_err(|error| self.io("create temporary file for", file, &error))?;
             let content = Arc::new(content);
             collected = Some(Arc::clone(&content));
@@ -198,7 +237,7 @@ impl Sink for Writer<'_> {
         };
         self.open = Some(Open { file, output, collected, position: start, received: 0, told: start, wal });
         match place {
-            Some(place) if !place.header.is_empty() => {
+            Some(place) if !place.header.is_empty() && begin.compression == Compression::None => {
                 self.write(place.header.len(), |output, position| output.write(&place.header, position))
             }
             _ => Ok(()),
@@ -220,6 +259,9 @@ impl Sink for Writer<'_> {
 
     fn end(&mut self, file: usize, mut received: Received) -> Result<()> {
         let item = self.items[file];
+        if self.open.as_ref().is_some_and(Open::is_stream) {
+            self.work.counters.received(usize::try_from(received.length).unwrap_or(usize::MAX));
+        }
         if let Some(part) = item.part {
             self.fill(file, &part, &mut received)?;
         }
@@ -232,7 +274,14 @@ impl Sink for Writer<'_> {
             {
                 output.start_writeback(open.told, open.position - open.told);
             }
-            if let Some(pages) = open.wal {
+            if let Some(mut pages) = open.wal {
+                if let Some(stream) = collected.as_ref().filter(|collected| collected.stream().is_some()) {
+                    let looked_at = stream.read_out(|bytes| {
+                        pages.push(bytes);
+                        Ok(())
+                    });
+                    looked_at.map_err(|error| self.io("decompress file", file, &error))?;
+                }
                 // The checksum fits: what is wrong with it is the server's doing, and comes again.
                 let path = &self.wanted[file].path;
                 pages.finish().map_err(|error| error.context(format!("file \"{path}\"")).fatal())?;

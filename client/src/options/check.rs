@@ -142,7 +142,6 @@ pub fn check(raw: Arguments) -> Result<Options> {
         },
     };
     check_report(&options)?;
-    check_supported(&options)?;
     Ok(options)
 }
 
@@ -167,18 +166,6 @@ fn check_report(options: &Options) -> Result<()> {
         if !directory.as_os_str().is_empty() && std::path::absolute(directory).is_ok_and(is_below) {
             return Err(Error::usage("report file must not be in a directory of the backup"));
         }
-    }
-    Ok(())
-}
-
-/// What is not there yet.
-fn check_supported(options: &Options) -> Result<()> {
-    if options.format == Format::Tar
-        && options.compress.side == Some(Side::Server)
-        && !options.compress.is_none()
-    {
-        return Err(Error::local("archives cannot be compressed on the server by this version")
-            .with_hint("Use client-side compression."));
     }
     Ok(())
 }

@@ -457,10 +457,6 @@ mod tests {
             ),
             (&["-D", "x", "-F", "z"], "invalid output format \"z\", must be \"plain\" or \"tar\""),
             (
-                &["-D", "x", "-Ft", "-Z", "server-zstd"],
-                "archives cannot be compressed on the server by this version",
-            ),
-            (
                 &["-D", "x", "-Z", "server-squash"],
                 "could not initiate base backup: ERROR:  unrecognized compression algorithm: \"squash\"",
             ),

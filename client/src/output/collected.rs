@@ -1,10 +1,14 @@
 //! A file, or a part of one, that is kept until all of it is there and known to be right: for outputs where
-//! nothing can be taken back.
+//! nothing can be taken back. What comes compressed may be kept so, as a stream.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use compression::Decoder;
+use protocol::frame::Compression;
 
 use super::OutputFile;
 use super::positioned::write_pieces;
@@ -21,6 +25,21 @@ pub struct Collected {
     /// Where in the file they begin.
     offset: u64,
     content: Mutex<Content>,
+    /// What the content is a stream of, if it is one.
+    stream: Option<Stream>,
+    /// How many zeroes are behind the content.
+    zeroes: AtomicU64,
+}
+
+/// What a stream is, and holds.
+#[derive(Debug)]
+pub struct Stream {
+    /// How it is compressed.
+    pub algorithm: Compression,
+    /// How many bytes of the file it has.
+    pub length: u64,
+    /// Bytes of the file that come before them.
+    pub head: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -36,16 +55,49 @@ impl Collected {
             Ok(size) if length <= IN_MEMORY => Content::Memory(Vec::with_capacity(size)),
             _ => Content::Spool(spool()?, 0),
         };
-        Ok(Self { offset, content: Mutex::new(content) })
+        Ok(Self { offset, content: Mutex::new(content), stream: None, zeroes: AtomicU64::new(0) })
+    }
+
+    /// For a stream, whose bytes are written as if they were the file's from `offset` on.
+    pub fn of_stream(
+        offset: u64,
+        stream: Stream,
+        spool: impl FnOnce() -> io::Result<File>,
+    ) -> io::Result<Self> {
+        let collected = Self::new(offset, stream.length, spool)?;
+        Ok(Self { stream: Some(stream), ..collected })
     }
 
     /// What is in a file already.
     pub fn of(file: File, length: u64) -> Self {
-        Self { offset: 0, content: Mutex::new(Content::Spool(file, length)) }
+        let content = Mutex::new(Content::Spool(file, length));
+        Self { offset: 0, content, stream: None, zeroes: AtomicU64::new(0) }
     }
 
-    /// How many bytes there are.
+    /// What it is a stream of, if it is one.
+    pub fn stream(&self) -> Option<&Stream> {
+        self.stream.as_ref()
+    }
+
+    /// Zeroes follow the stream.
+    pub fn fill_up(&self, zeroes: u64) {
+        self.zeroes.fetch_add(zeroes, Ordering::Relaxed);
+    }
+
+    /// How many zeroes follow the stream.
+    pub fn zeroes(&self) -> u64 {
+        self.zeroes.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of the file there are.
     pub fn len(&self) -> u64 {
+        match &self.stream {
+            Some(stream) => stream.head.len() as u64 + stream.length + self.zeroes(),
+            None => self.kept(),
+        }
+    }
+
+    fn kept(&self) -> u64 {
         match &*self.lock() {
             Content::Memory(bytes) => bytes.len() as u64,
             Content::Spool(_, length) => *length,
@@ -54,6 +106,14 @@ impl Collected {
 
     /// All of them, in pieces, one after the other.
     pub fn read_out(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let Some(stream) = &self.stream else { return self.read_kept(write) };
+        write(&stream.head)?;
+        self.decompress(stream, &mut write)?;
+        each_zeroes(self.zeroes(), write)
+    }
+
+    /// The same before it is decompressed, without what is before and behind the stream.
+    pub fn read_kept(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match &*self.lock() {
             Content::Memory(bytes) => write(bytes),
             Content::Spool(file, length) => {
@@ -70,9 +130,28 @@ impl Collected {
         }
     }
 
-    /// Hands all of it to `take` if it is in memory.
+    fn decompress(&self, stream: &Stream, write: &mut impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        // The widest windows: whoever asked for less than these does not get more.
+        let mut decoder = Decoder::new(true);
+        decoder.begin(stream.algorithm, stream.length).map_err(io::Error::other)?;
+        let mut room = vec![0; STEP];
+        self.read_kept(|mut bytes| {
+            loop {
+                let done = decoder.decode(bytes, &mut room).map_err(io::Error::other)?;
+                bytes = &bytes[done.taken..];
+                write(&room[..done.filled])?;
+                if done.filled < room.len() {
+                    return Ok(());
+                }
+            }
+        })?;
+        decoder.end().map_err(io::Error::other)
+    }
+
+    /// Hands all of it to `take` if it is in memory, as it is in the file.
     pub fn in_memory<T>(&self, take: impl FnOnce(&[u8]) -> T) -> Option<T> {
         match &*self.lock() {
+            _ if self.stream.is_some() => None,
             Content::Memory(bytes) => Some(take(bytes)),
             Content::Spool(..) => None,
         }
@@ -124,6 +203,9 @@ impl OutputFile for Collected {
     }
 
     fn read(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        if self.stream.is_some() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let place = self.place(at)?;
         match &*self.lock() {
             Content::Memory(memory) => {
@@ -139,9 +221,54 @@ impl OutputFile for Collected {
     fn start_writeback(&self, _: u64, _: u64) {}
 }
 
+/// So many zeroes, in pieces.
+pub fn each_zeroes(count: u64, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    let mut left = count;
+    while left > 0 {
+        let count = usize::try_from(left).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
+        write(&ZEROES[..count])?;
+        left -= count as u64;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use compression::{Encoder, Step};
+    use protocol::compression::WireCompression;
+
     use super::*;
+
+    #[test]
+    fn a_stream_is_kept_as_it_came() {
+        let content: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_be_bytes).collect();
+        for algorithm in [Compression::Lz4, Compression::Zstd] {
+            for length in [10_000, 5_000_000, content.len()] {
+                let bytes = &content[..length];
+                let asked = WireCompression { algorithm, ..WireCompression::default() };
+                let mut encoder = Encoder::new(&asked).unwrap().unwrap();
+                encoder.begin(length as u64).unwrap();
+                let compressed = encoder.encode(bytes, Step::End).unwrap();
+                let stream = Stream { algorithm, length: length as u64, head: b"head".to_vec() };
+                let collected = Collected::of_stream(8192, stream, tempfile::tempfile).unwrap();
+                for (number, piece) in compressed.chunks(8192).enumerate() {
+                    collected.write(piece, 8192 * (number as u64 + 1)).unwrap();
+                }
+                collected.fill_up(100_000);
+                assert_eq!(collected.len(), length as u64 + 100_004);
+                let (mut kept, mut all) = (Vec::new(), Vec::new());
+                collected.read_kept(|bytes| kept.write_all(bytes)).unwrap();
+                assert!(kept == compressed, "{algorithm:?} {length}");
+                collected.read_out(|bytes| all.write_all(bytes)).unwrap();
+                assert!(all == [b"head", bytes, &[0; 100_000]].concat(), "{algorithm:?} {length}");
+                assert!(collected.in_memory(<[u8]>::len).is_none());
+                assert!(collected.read(&mut [0], 8192).is_err());
+            }
+        }
+    }
 
     #[test]
     fn what_was_written_is_read_from_memory_and_from_a_spool() {

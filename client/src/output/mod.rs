@@ -111,6 +111,11 @@ pub trait Output: Send + Sync {
         Intake::Any
     }
 
+    /// Whether what is collected may be streams as the server has sent them.
+    fn takes_streams(&self) -> bool {
+        false
+    }
+
     /// Whether backup_label comes before everything else, and tablespace_map with it: where the links to
     /// tablespaces are left to recovery. Otherwise the label comes late, and makes a cluster of what is
     /// there already.

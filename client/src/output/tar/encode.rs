@@ -8,7 +8,9 @@ use gzp::deflate::Gzip;
 use gzp::par::compress::{ParCompress, ParCompressBuilder};
 use gzp::{Compression as Level, ZWriter};
 
-use protocol::compression::Method;
+use compression::Step;
+use protocol::compression::{Method, WireCompression};
+use protocol::frame::Compression;
 
 use crate::options::Options;
 
@@ -19,10 +21,21 @@ const BUFFER: usize = 256 << 10;
 /// the more they are.
 const GZIP_BLOCK: usize = 512 << 10;
 
+/// What is between the server's frames is compressed so many bytes at a time, at most,
+const BETWEEN: usize = 256 << 10;
+
+/// and by zstd at its cheapest level that still makes headers small.
+const BETWEEN_LEVEL: i32 = 1;
+
 /// A writer that has an end.
 pub trait Encode: Write + Send {
     /// Writes what is left.
     fn finish(self: Box<Self>) -> io::Result<()>;
+
+    /// Writes what was compressed by the same method elsewhere: whole frames.
+    fn pass(&mut self, _frames: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// As it is.
@@ -40,6 +53,14 @@ struct Lz4<W: Write>(lz4::Encoder<W>);
 
 /// Zstandard, in one frame.
 struct Zstd<W: Write>(zstd::Encoder<'static, W>);
+
+/// The server's frames as they came, and what is between them in frames of our own.
+struct Framed<W: Write> {
+    out: BufWriter<W>,
+    encoder: compression::Encoder,
+    /// What is between them and is not written yet.
+    between: Vec<u8>,
+}
 
 /// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +88,8 @@ pub enum Encoding {
         /// Looking for matches at a long distance.
         long: bool,
     },
+    /// By the server, so.
+    ByServer(Compression),
 }
 
 impl Encoding {
@@ -75,7 +98,10 @@ impl Encoding {
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         let specification = &options.compress.specification;
         let level = specification.level();
+        let is_by_server = options.compress.of_server().is_some();
         match specification.method {
+            Method::Lz4 if is_by_server => Self::ByServer(Compression::Lz4),
+            Method::Zstd if is_by_server => Self::ByServer(Compression::Zstd),
             Method::None => Self::Plain,
             // What zlib takes for its default.
             Method::Gzip => Self::Gzip { level: u32::try_from(level).unwrap_or(6), threads },
@@ -93,20 +119,21 @@ impl Encoding {
     }
 
     /// What pg_wal.tar is compressed with: nothing but gzip, as in pg_basebackup.
-    pub fn of_wal(self) -> Self {
-        match self {
-            Self::Gzip { .. } => self,
-            Self::Plain | Self::Lz4 { .. } | Self::Zstd { .. } => Self::Plain,
+    pub fn of_wal(options: &Options) -> Self {
+        match Self::of(options) {
+            // What the server is to compress with it, the WAL stream is not part of.
+            gzip @ Self::Gzip { .. } if options.compress.of_server().is_none() => gzip,
+            _ => Self::Plain,
         }
     }
 
     /// What the name of a compressed archive has behind `.tar`.
     pub fn suffix(self) -> &'static str {
         match self {
-            Self::Plain => "",
+            Self::Plain | Self::ByServer(Compression::None) => "",
             Self::Gzip { .. } => ".gz",
-            Self::Lz4 { .. } => ".lz4",
-            Self::Zstd { .. } => ".zst",
+            Self::Lz4 { .. } | Self::ByServer(Compression::Lz4) => ".lz4",
+            Self::Zstd { .. } | Self::ByServer(Compression::Zstd) => ".zst",
         }
     }
 
@@ -114,6 +141,15 @@ impl Encoding {
     pub fn encode<W: Write + Send + 'static>(self, out: W) -> io::Result<Box<dyn Encode>> {
         match self {
             Self::Plain => Ok(Box::new(Plain(BufWriter::with_capacity(BUFFER, out)))),
+            Self::ByServer(algorithm) => {
+                // Headers, and what the server found not to get smaller.
+                let level = (algorithm == Compression::Zstd).then_some(BETWEEN_LEVEL);
+                let between = WireCompression { algorithm, level, long: false };
+                let encoder = compression::Encoder::new(&between).map_err(io::Error::other)?;
+                let encoder = encoder.ok_or(io::ErrorKind::InvalidInput)?;
+                let out = BufWriter::with_capacity(BUFFER, out);
+                Ok(Box::new(Framed { out, encoder, between: Vec::with_capacity(BETWEEN) }))
+            }
             Self::Lz4 { level } => {
                 // As PostgreSQL has it (astreamer_lz4.c).
                 let encoder = lz4::EncoderBuilder::new()
@@ -144,6 +180,47 @@ impl Encoding {
 impl<W: Write + Send> Encode for Plain<W> {
     fn finish(mut self: Box<Self>) -> io::Result<()> {
         self.0.flush()
+    }
+}
+
+impl<W: Write> Framed<W> {
+    fn write_between(&mut self) -> io::Result<()> {
+        if self.between.is_empty() {
+            return Ok(());
+        }
+        self.encoder.begin(self.between.len() as u64).map_err(io::Error::other)?;
+        let frame = self.encoder.encode(&self.between, Step::End).map_err(io::Error::other)?;
+        self.out.write_all(frame)?;
+        self.between.clear();
+        Ok(())
+    }
+}
+
+impl<W: Write + Send> Encode for Framed<W> {
+    fn finish(mut self: Box<Self>) -> io::Result<()> {
+        self.write_between()?;
+        self.out.flush()
+    }
+
+    fn pass(&mut self, frames: &[u8]) -> io::Result<()> {
+        self.write_between()?;
+        self.out.write_all(frames)
+    }
+}
+
+impl<W: Write> Write for Framed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.between.len() >= BETWEEN {
+            self.write_between()?;
+        }
+        let taken = bytes.len().min(BETWEEN - self.between.len());
+        self.between.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.write_between()?;
+        self.out.flush()
     }
 }
 
@@ -300,6 +377,39 @@ mod tests {
             decoder.read_to_end(&mut decoded).unwrap();
             assert!(decoded == content(), "zstd at level {level}");
         }
+    }
+
+    #[test]
+    fn frames_of_the_server_between_ours() {
+        for algorithm in [Compression::Lz4, Compression::Zstd] {
+            let asked = WireCompression { algorithm, ..WireCompression::default() };
+            let mut server = compression::Encoder::new(&asked).unwrap().unwrap();
+            server.begin(content().len() as u64).unwrap();
+            let stream = server.encode(&content(), Step::End).unwrap();
+            let out = Shared::default();
+            let mut encoder = Encoding::ByServer(algorithm).encode(out.clone()).unwrap();
+            encoder.write_all(b"header").unwrap();
+            stream.chunks(100_000).for_each(|piece| encoder.pass(piece).unwrap());
+            encoder.write_all(&content()).unwrap();
+            stream.chunks(stream.len()).for_each(|piece| encoder.pass(piece).unwrap());
+            encoder.finish().unwrap();
+            let bytes = std::mem::take(&mut *out.0.lock().unwrap());
+            assert!(memchr::memmem::find_iter(&bytes, stream).count() == 2, "{algorithm:?}: as it came");
+            let mut decoded = Vec::new();
+            if algorithm == Compression::Zstd {
+                zstd::Decoder::new(&bytes[..]).unwrap().read_to_end(&mut decoded).unwrap();
+            } else {
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let mut decoder = lz4::Decoder::new(rest).unwrap();
+                    decoder.read_to_end(&mut decoded).unwrap();
+                    rest = decoder.finish().0;
+                }
+            }
+            assert!(decoded == [b"header", &content()[..], &content(), &content()].concat(), "{algorithm:?}");
+        }
+        assert!(encoded(Encoding::ByServer(Compression::Zstd)).len() < content().len() / 2);
+        assert!(Encoding::Plain.encode(Shared::default()).unwrap().pass(b"x").is_err());
     }
 
     #[test]

@@ -257,8 +257,7 @@ impl Output for Tar<'_> {
         }
         let wal = match self.options.wal {
             Wal::Stream { .. } => {
-                // Only gzip, as in pg_basebackup.
-                let archive = self.create("pg_wal.tar", self.encoding.of_wal())?;
+                let archive = self.create("pg_wal.tar", Encoding::of_wal(self.options))?;
                 Some(WalArchive::new(archive, self.target.modes()))
             }
             Wal::None | Wal::Fetch => None,
@@ -269,6 +268,10 @@ impl Output for Tar<'_> {
 
     fn intake(&self) -> Intake {
         if self.is_streamed() { Intake::Ordered } else { Intake::Sized }
+    }
+
+    fn takes_streams(&self) -> bool {
+        matches!(self.encoding, Encoding::ByServer(_))
     }
 
     fn has_labels_first(&self) -> bool {

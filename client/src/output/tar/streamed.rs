@@ -8,7 +8,7 @@ use super::ZEROES;
 use super::encode::Encode;
 use super::header::{END, Header, Kind, header, padding};
 use crate::error::{Error, Result};
-use crate::output::collected::Collected;
+use crate::output::collected::{Collected, each_zeroes};
 use crate::output::{Attributes, Piece};
 
 /// An archive under way.
@@ -66,7 +66,15 @@ impl Streamed {
         }
         {
             let mut state = self.lock();
-            content.read_out(|bytes| state.write(bytes)).map_err(|error| self.failed(&error))?;
+            let written = match content.stream() {
+                None => content.read_out(|bytes| state.write(bytes)),
+                Some(stream) => state.write(&stream.head).and_then(|()| {
+                    state.count(stream.length)?;
+                    content.read_kept(|bytes| state.out()?.pass(bytes))?;
+                    each_zeroes(content.zeroes(), |zeroes| state.write(zeroes))
+                }),
+            };
+            written.map_err(|error| self.failed(&error))?;
         }
         if offset + length == piece.size { self.end() } else { Ok(()) }
     }
@@ -138,11 +146,17 @@ impl Streamed {
 impl State {
     /// Bytes of the member that is being written.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.count(bytes.len() as u64)?;
+        self.out()?.write_all(bytes)
+    }
+
+    /// So many bytes of it are, or will be, written.
+    fn count(&mut self, bytes: u64) -> io::Result<()> {
         match &mut self.member {
-            Some(member) if member.left >= bytes.len() as u64 => member.left -= bytes.len() as u64,
+            Some(member) if member.left >= bytes => member.left -= bytes,
             _ => return Err(io::Error::other("write beyond the end of an archive member")),
         }
-        self.out()?.write_all(bytes)
+        Ok(())
     }
 
     /// What stands between members.
