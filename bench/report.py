@@ -18,6 +18,8 @@ GROUPS = [
     ("pgbench/socket/tar", "Unix socket, archives in memory"),
     ("pgbench/socket/pipe", "Unix socket, one archive through a pipe to nowhere"),
     ("pgbench/socket/tar+client-zstd:1", "Unix socket, archives in memory, compressed by the client with zstd, level 1"),
+    ("pgbench/socket/tar+server-zstd:level=1", "Unix socket, archives in memory, compressed by the server with zstd, level 1"),
+    ("pgbench/socket/tar+server-lz4", "Unix socket, archives in memory, compressed by the server with lz4"),
     ("files/socket/tmpfs", "{files} files of one page, Unix socket, to memory"),
     ("pgbench/socket/increment", "An increment of 5 % of the blocks, Unix socket, to memory"),
     ("pgbench/socket/increment-cold", "The same, of data that is not in the page cache"),
@@ -81,7 +83,7 @@ def limit(row, cores):
 def finish(results):
     """Adds to each row its summary, and the check."""
     rows = results["rows"]
-    reference = {row["group"]: row for row in rows if row["who"] == "pg_basebackup"}
+    reference = {row["group"]: row for row in rows if row["title"] == "pg_basebackup"}
     cores = results["machine"]["cores"]
     for row in rows:
         size = results["data"][row["data"]]["bytes"] / 1e9
@@ -124,6 +126,7 @@ def checks(results):
     def client(run):
         return run["client_user"] + run["client_system"]
 
+    zstd = "pgbench/socket/tar+server-zstd:level=1"
     ours = [f"{memory}/ours-{jobs}" for jobs in (1, 2, 4, 8)]
     best = max((key for key in ours if key in rows), key=lambda key: rows[key]["mb_per_second"]["median"], default="")
     wanted = [
@@ -132,6 +135,9 @@ def checks(results):
         ("throughput, -j 2, against two cp", ">=", 0.9, ours[1], f"{memory}/cp-2", speed),
         ("to nowhere, -j 2", ">=", 4, "pgbench/socket/nowhere/ours-2", "pgbench/socket/nowhere/pg_basebackup", speed),
         ("archives, -j 2", ">=", 2, "pgbench/socket/tar/ours-2", "pgbench/socket/tar/pg_basebackup", speed),
+        ("archives by server-zstd:level=1, -j 2", ">=", 1.7, f"{zstd}/ours-2", f"{zstd}/pg_basebackup", speed),
+        ("the same, against workers=2", ">=", 1, f"{zstd}/ours-2", f"{zstd}/pg_basebackup-workers-2", speed),
+        ("client CPU of the same, against one", "<=", 0.5, f"{zstd}/ours-2", f"{zstd}/pg_basebackup", client),
         ("files of one page, -j 2", ">=", 3, "files/socket/tmpfs/ours-2", "files/socket/tmpfs/pg_basebackup", speed),
         ("an increment of 5 %, -j 2", ">=", 2, f"{increment}/ours-2", f"{increment}/pg_basebackup", speed),
         ("the same, not in the page cache", ">=", 3, f"{increment}-cold/ours-2", f"{increment}-cold/pg_basebackup", speed),

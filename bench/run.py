@@ -39,6 +39,8 @@ class Row:
     compress: str = ""
     # Whether the server keeps the backup when its connection is lost.
     lease: bool = False
+    # Threads of the server's that compress for pg_basebackup, beside the one that reads.
+    workers: int = 0
 
     @property
     def group(self):
@@ -54,12 +56,13 @@ class Row:
     def key(self):
         jobs = "" if self.who == "pg_basebackup" else f"-{self.jobs}"
         lease = "-lease" if self.lease else ""
-        return f"{self.group}/{self.who}{jobs}{'-' + self.verify if self.verify else ''}{lease}"
+        workers = f"-workers-{self.workers}" if self.workers else ""
+        return f"{self.group}/{self.who}{jobs}{'-' + self.verify if self.verify else ''}{lease}{workers}"
 
     @property
     def title(self):
         if self.who == "pg_basebackup":
-            return "pg_basebackup"
+            return f"pg_basebackup, {self.workers} workers" if self.workers else "pg_basebackup"
         if self.who == "cp":
             return "cp -a" if self.jobs == 1 else "two cp side by side"
         verify = {"": "", "server": ", server verifies, CRC32C", "checksums": ", as without page checksums"}
@@ -89,6 +92,9 @@ def rows(quick):
     yield from group("pgbench", "socket", "tar", [1, 2])
     yield from group("pgbench", "socket", "pipe", [1, 2])
     yield from group("pgbench", "socket", "tar", [2], compress="client-zstd:1")
+    yield from group("pgbench", "socket", "tar", [1, 2], compress="server-zstd:level=1")
+    yield Row("pgbench", "socket", "tar", "pg_basebackup", compress="server-zstd:level=1", workers=2)
+    yield from group("pgbench", "socket", "tar", [1, 2], compress="server-lz4")
     yield from group("files", "socket", "tmpfs", [1, 2], cp=True)
     yield from group("pgbench", "socket", "increment", [1, 2])
     yield from group("pgbench", "socket", "increment-cold", [1, 2])
@@ -286,7 +292,8 @@ class Bench:
 
     @staticmethod
     def archive(program, row, target):
-        compress = ["-Z", row.compress] if row.compress else []
+        workers = f",workers={row.workers}" if row.workers else ""
+        compress = ["-Z", row.compress + workers] if row.compress else []
         if row.target == "pipe":
             return ([*program, "-Ft", *compress, "-D", "-"], subprocess.DEVNULL)
         return ([*program, "-Ft", *compress, "-D", target], None)
