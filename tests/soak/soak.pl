@@ -109,6 +109,7 @@ sub draw
 	push @$options, '--manifest-checksums' => pick(qw(CRC32C SHA256 SHA512)) if rand() < 0.3;
 	push @$options, '--no-verify-checksums' if rand() < 0.1;
 	push @$options, '--no-sync' if rand() < 0.8;
+	push @$options, '--lease' => 60 if $backup{lease} = rand() < 0.4;
 	if ($backup{format} eq 'plain')
 	{
 		push @$options, '-Z' => pick(qw(server-lz4 server-zstd server-zstd:level=1)) if rand() < 0.3;
@@ -116,7 +117,7 @@ sub draw
 	}
 	elsif ($backup{format} eq 'tar')
 	{
-		push @$options, '-Ft', pick([], [], [ '-z' ], [ '-Z' => 'client-lz4' ], [ '-Z' => 'client-zstd:1' ])->@*;
+		push @$options, '-Ft', pick([], [], [ '-z' ], [ '-Z' => 'client-lz4' ], [ '-Z' => 'client-zstd:1' ], [ '-Z' => 'server-lz4' ], [ '-Z' => 'server-zstd' ])->@*;
 	}
 	else { push @$options, '-t' => 'blackhole' }
 	return \%backup;
@@ -200,6 +201,18 @@ sub backup
 	my $code = $run->full_result(0);
 	$fault_count{$fault}++ if $struck;
 	answers($_) or die $_->name . ' does not come back' for $primary, $standby;
+	if ($code != 0 && $struck && -e "$place/pgsql_tmp.pg_parallel_basebackup.resume")
+	{
+		# With a lease it can be gone on with, if the server was not restarted.
+		$count{'gone on with'}++;
+		my $again = '';
+		$run = IPC::Run::run([ @command, '--resume' ], '>' => \$stdout, '2>' => \$again, IPC::Run::timeout(180));
+		$code = $run ? 0 : 1;
+		ok($run || $again =~ /does not exist on the server any more/, "$what: going on") or diag($again);
+		$count{'gone on with, in vain'}++ if !$run;
+		# Then it stays, as it may be all that there is.
+		File::Path::remove_tree($place) if !$run;
+	}
 
 	if ($code == 0)
 	{
@@ -225,7 +238,12 @@ sub backup
 			ok(!-e $place, "$what: nothing of it is left here");
 		}
 	}
-	nothing_left($_, $what) for $from;
+	if ($backup->{lease} && ($fault // '') =~ /^client: SIG/)
+	{
+		# Whoever was killed could not release it.
+		$from->safe_psql('postgres', 'SELECT parallel_backup.cancel_backup(backup_id) FROM parallel_backup.backups');
+	}
+	nothing_left($from, $what);
 	is_deeply([ backends($from) ], [], "$what: no connection is left") if $from->poll_query_until('postgres', q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pg_parallel_basebackup'));
 	File::Path::remove_tree($place, "${place}_ts");
 	return;
