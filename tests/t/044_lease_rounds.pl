@@ -48,6 +48,7 @@ sub events
 	push @phases, 'start' if rand() < 0.3;
 	push @phases, 'attach' if rand() < 0.3;
 	push @phases, 'release' if rand() < 0.5;
+	my $transfers = 0;
 	my %longest = (list => 50_000, files => 3_000_000, stop => 10_000, wal => 16 << 20, stream => 8 << 20, attach => 300, release => 20);
 
 	return [ map {
@@ -55,7 +56,7 @@ sub events
 		# An answer to START_BACKUP that is lost has begun a backup that nobody knows.
 		my $after = $phase eq 'start' || rand() < 0.2 ? pick(-1, 0) : int exp rand log $longest{$phase};
 		$after = -1 if $phase eq 'start';
-		{ phase => $phase, after => $after, skip => pick(0, 0, 1, 2) * ($phase eq 'files'), how => pick(qw(cut cut client server half stall)), for => sprintf('%.1f', 0.2 + rand 1.5) }
+		{ phase => $phase, after => $after, skip => $phase eq 'files' && $transfers++ ? pick(0, 0, 1, 2) : 0, how => pick(qw(cut cut client server half stall)), for => sprintf('%.1f', 0.2 + rand 1.5) }
 	} @phases ];
 }
 
@@ -92,10 +93,9 @@ for my $round (1 .. $rounds)
 	note($stderr);
 	my @happened = $network->happened;
 	$network->stop;
-	# How many transfers there are is a matter of chance, too.
-	my %was = map { $_ => 1 } @happened;
-	is(join(' ', map { $plan->[$_]{phase} } grep { !$was{$_} && $plan->[$_]{phase} !~ /^(?:files|attach)$/ } 0 .. $#$plan), '',
-		"$name: each phase was disturbed");
+	# Not each time that was meant to: how many transfers there are, and streams, is a matter of chance, too.
+	my %was = map { $plan->[$_]{phase} => 1 } @happened;
+	is(join(' ', grep { !$was{$_} && $_ ne 'attach' } map { $_->{phase} } @$plan), '', "$name: each phase was disturbed");
 	$happened{ $plan->[$_]{phase} }++ for @happened;
 	$lost++ while $stderr =~ /: warning: lost /g;
 	# A server process whose client is gone without a word ends when the network does.
