@@ -1,7 +1,7 @@
-//! `pg_parallel_basebackup`: a base backup of a running PostgreSQL server over several connections at once,
-//! as `docs/protocol.md` describes it.
+//! Two programs. `pg_parallel_basebackup` makes a base backup of a running PostgreSQL server over several connections
+//! at once, as `docs/protocol.md` describes it; `pg_parallel_restore` makes a data directory of what it has written.
 //!
-//! `backup` says in which order things happen, the rooms below it how:
+//! `backup` and `restore` say in which order things happen, the rooms below them how:
 //! - `options`: the command line;
 //! - `server`: connections, commands and their results, what comes read past libpq;
 //! - `fetch`: files and who fetches them, until they are known to be right;
@@ -39,7 +39,12 @@ use error::{Error, Kind};
 use options::Invocation;
 use output::cleanup::Cleanup;
 
-fn main() -> ExitCode {
+/// The program `pg_parallel_basebackup`.
+pub fn basebackup() -> ExitCode {
+    run_program(run_backup)
+}
+
+fn run_program(run: fn() -> std::result::Result<(), Failed>) -> ExitCode {
     os::use_language();
     if let Some(called) = std::env::args_os().next() {
         report::set_program(&called);
@@ -84,7 +89,7 @@ impl From<Error> for Failed {
     }
 }
 
-fn run() -> std::result::Result<(), Failed> {
+fn run_backup() -> std::result::Result<(), Failed> {
     match options::parse(std::env::args_os())? {
         Invocation::Print(text) => {
             // A reader that has gone away has read enough.
