@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the client in release mode and installs it as build/pg$PG/bin/pg_parallel_basebackup.
+# Builds the client in release mode and installs its programs in build/pg$PG/bin.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/rust.sh"
@@ -8,4 +8,4 @@ use_target_dir
 use_server "$INSTALL/bin/pg_config"
 step 'Building the client' \
 	cargo build --release --locked --manifest-path "$ROOT/Cargo.toml" -p pg_parallel_backup_client
-install -m 755 "$CARGO_TARGET_DIR/release/pg_parallel_basebackup" "$INSTALL/bin/"
+install -m 755 "$CARGO_TARGET_DIR"/release/pg_parallel_{basebackup,restore} "$INSTALL/bin/"

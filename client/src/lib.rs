@@ -26,6 +26,7 @@ mod options;
 mod os;
 mod output;
 mod report;
+mod restore;
 mod server;
 mod signals;
 mod wal;
@@ -42,6 +43,11 @@ use output::cleanup::Cleanup;
 /// The program `pg_parallel_basebackup`.
 pub fn basebackup() -> ExitCode {
     run_program(run_backup)
+}
+
+/// The program `pg_parallel_restore`.
+pub fn restore() -> ExitCode {
+    run_program(run_restore)
 }
 
 fn run_program(run: fn() -> std::result::Result<(), Failed>) -> ExitCode {
@@ -89,19 +95,39 @@ impl From<Error> for Failed {
     }
 }
 
+fn run_restore() -> std::result::Result<(), Failed> {
+    match restore::options::parse(std::env::args_os())? {
+        restore::options::Invocation::Print(text) => print(&text),
+        restore::options::Invocation::Restore(options) => {
+            let (abort, cleanup) = prepare(options.no_clean, "restore was interrupted")?;
+            restore::run(&options, &abort, &cleanup)?;
+        }
+    }
+    Ok(())
+}
+
+/// What every run needs that may be interrupted, and leave something.
+fn prepare(no_clean: bool, interrupted: &'static str) -> error::Result<(Arc<Abort>, Arc<Cleanup>)> {
+    let abort = Abort::new().map_err(|error| Error::local(format!("could not create pipe: {error}")))?;
+    let abort = Arc::new(abort);
+    let cleanup = Arc::new(Cleanup::new(no_clean));
+    signals::watch(&abort, &cleanup, interrupted)?;
+    Ok((abort, cleanup))
+}
+
+fn print(text: &str) {
+    // A reader that has gone away has read enough.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
 fn run_backup() -> std::result::Result<(), Failed> {
     match options::parse(std::env::args_os())? {
         Invocation::Print(text) => {
-            // A reader that has gone away has read enough.
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            print(&text);
             Ok(())
         }
         Invocation::Backup(options) => {
-            let abort =
-                Abort::new().map_err(|error| Error::local(format!("could not create pipe: {error}")))?;
-            let abort = Arc::new(abort);
-            let cleanup = Arc::new(Cleanup::new(options.no_clean));
-            signals::watch(&abort, &cleanup)?;
+            let (abort, cleanup) = prepare(options.no_clean, "backup was interrupted")?;
             // Nobody else may look into a file before it has the mode that the server says.
             let mask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
             backup::run(&options, &abort, &cleanup, 0o666 & !mask.as_raw_mode()).map_err(|error| {

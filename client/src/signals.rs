@@ -12,8 +12,8 @@ use crate::output::cleanup::Cleanup;
 use crate::report;
 
 /// Ends the backup on the first signal, so that it is cleaned up, and on the second cleans up at once,
-/// whatever the other threads wait for.
-pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>) -> Result<()> {
+/// whatever the other threads wait for. `interrupted` is what is said then.
+pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>, interrupted: &'static str) -> Result<()> {
     // A file that would be longer than the user's limit is then an error like any other (EFBIG). SIGPIPE
     // is ignored by the runtime.
     os::ignore(SIGXFSZ);
@@ -22,6 +22,7 @@ pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>) -> Result<()> {
     let heard = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !os::is_ignored(*signal));
     let mut signals = Signals::new(heard)
         .map_err(|error| Error::local(format!("could not set up signal handlers: {error}")))?;
+    let interrupted = move || Error::new(Kind::Interrupted, interrupted);
     let (abort, cleanup) = (Arc::clone(abort), Arc::clone(cleanup));
     std::thread::spawn(move || {
         for _ in signals.forever() {
@@ -41,10 +42,6 @@ pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>) -> Result<()> {
         }
     });
     Ok(())
-}
-
-fn interrupted() -> Error {
-    Error::new(Kind::Interrupted, "backup was interrupted")
 }
 
 /// Reports a panic as what it is, in whatever thread; the thread's owner ends the backup.

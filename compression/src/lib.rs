@@ -11,6 +11,7 @@ pub mod outline;
 
 pub use decode::{DecodeError, Decoder};
 pub use encode::{EncodeError, Encoder, Step};
+pub use lz4f::Decompressor as Lz4Frames;
 pub use outline::Outline;
 
 /// The largest window of a zstd frame, as a power of two: 8 MiB, what every decoder is expected to have

@@ -11,6 +11,7 @@ use super::arguments::Arguments;
 use super::compress::Compress;
 use super::numbers::{parse_int, parse_max_rate};
 use super::tablespace::{TablespaceMap, canonical};
+use super::words::{progress, shown, sync_method};
 use super::{
     ConnectionOptions, Format, ManifestOptions, Options, PasswordPrompt, Progress, Resume, STDOUT, Side,
     Slot, Sync, Wal,
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::report::PROGRAM;
 
 /// Most jobs: no server has more walsenders than MAX_BACKENDS, and nobody's disk has use for them.
-const MAX_JOBS: i64 = 1024;
+pub const MAX_JOBS: i64 = 1024;
 
 /// How often the server hears of the WAL stream: pg_basebackup's default.
 const STATUS_INTERVAL: i64 = 10;
@@ -38,9 +39,9 @@ pub fn check(raw: Arguments) -> Result<Options> {
         tablespaces.add(mapping.as_bytes())?;
     }
     let method = wal_method(&raw)?;
-    let sync_method = sync_method(&raw)?;
+    let sync_method = sync_method(raw.sync_method.as_deref())?;
     let verify = verify(&raw)?;
-    let progress = progress(&raw)?;
+    let progress = progress(raw.progress.as_deref())?;
     let lease = match raw.lease.as_deref() {
         None => 0,
         Some(text) => parse_int(text, "--lease", 0, i64::from(i32::MAX))?,
@@ -213,16 +214,6 @@ fn wal_method(raw: &Arguments) -> Result<Method> {
     }
 }
 
-fn sync_method(raw: &Arguments) -> Result<Sync> {
-    match raw.sync_method.as_deref().map(OsStr::as_bytes) {
-        None | Some(b"fsync") => Ok(Sync::Fsync),
-        Some(b"syncfs") => Ok(Sync::Syncfs),
-        Some(_) => {
-            Err(Error::local(format!("unrecognized sync method: {}", shown(raw.sync_method.as_deref()))))
-        }
-    }
-}
-
 fn verify(raw: &Arguments) -> Result<Option<Side>> {
     match raw.verify.as_deref().map(OsStr::as_bytes) {
         None => Ok(None),
@@ -231,18 +222,6 @@ fn verify(raw: &Arguments) -> Result<Option<Side>> {
         Some(_) => Err(Error::local(format!(
             "invalid verify argument \"{}\", must be \"client\" or \"server\"",
             shown(raw.verify.as_deref())
-        ))),
-    }
-}
-
-fn progress(raw: &Arguments) -> Result<Option<Progress>> {
-    match raw.progress.as_deref().map(OsStr::as_bytes) {
-        None => Ok(None),
-        Some(b"") => Ok(Some(Progress::Text)),
-        Some(b"json") => Ok(Some(Progress::Json)),
-        Some(_) => Err(Error::local(format!(
-            "invalid progress argument \"{}\", must be \"json\"",
-            shown(raw.progress.as_deref())
         ))),
     }
 }
@@ -400,8 +379,4 @@ fn incompatible(one: &str, other: &str) -> Error {
 
 fn lower(text: &OsStr) -> String {
     text.to_string_lossy().to_ascii_lowercase()
-}
-
-fn shown(text: Option<&OsStr>) -> String {
-    text.unwrap_or_default().to_string_lossy().into_owned()
 }

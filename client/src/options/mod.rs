@@ -1,12 +1,13 @@
 //! The command line: pg_basebackup's options under pg_basebackup's names, parsed once into types
 //! that cannot contradict each other.
 
-mod arguments;
-mod check;
+pub mod arguments;
+pub mod check;
 pub mod compress;
 mod generate;
-mod numbers;
+pub mod numbers;
 pub mod tablespace;
+pub mod words;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -168,6 +168,26 @@ impl Cleanup {
         made.chain(resumed).collect()
     }
 
+    /// Gives the claims up, and remembers the directories: another program is to write there, which wants to find
+    /// nothing, and what it leaves if it fails is removed.
+    pub fn lend(&self) -> Result<()> {
+        self.lock().iter_mut().filter_map(|taken| taken.claim.as_mut()).try_for_each(Claim::release)
+    }
+
+    /// Removes what was taken below a directory, and is needed no more.
+    pub fn remove_within(&self, directory: &Path) {
+        let mut all = self.lock();
+        let (mut within, others): (Vec<_>, Vec<_>) =
+            all.drain(..).partition(|taken| taken.path.starts_with(directory));
+        *all = others;
+        drop(all);
+        while let Some(mut taken) = within.pop() {
+            if let Err(error) = taken.remove(false) {
+                report::error(&error);
+            }
+        }
+    }
+
     /// The backup is complete: its directories are left as they are, without the claims.
     pub fn finish(&self, sync: bool) -> Result<()> {
         let mut all = self.lock();
@@ -195,7 +215,7 @@ impl Cleanup {
             explain(&all, fate);
         }
         while let Some(mut taken) = all.pop() {
-            let outcome = if fate == Fate::Removed { taken.remove() } else { taken.release() };
+            let outcome = if fate == Fate::Removed { taken.remove(true) } else { taken.release() };
             if let Err(error) = outcome {
                 report::error(&error);
             }
@@ -217,13 +237,15 @@ impl Claimed {
         claim.release()
     }
 
-    fn remove(&mut self) -> Result<()> {
+    fn remove(&mut self, says: bool) -> Result<()> {
         let what = self.purpose.name();
         let is_own = self.made.last().is_some_and(|made| made.path() == self.path);
         if let Some(claim) = &mut self.claim {
             claim.check().map_err(|error| error.with_detail("What is there now is left alone."))?;
             let contents = if is_own { "" } else { "contents of " };
-            report::info(format_args!("removing {contents}{what} \"{}\"", self.path.display()));
+            if says {
+                report::info(format_args!("removing {contents}{what} \"{}\"", self.path.display()));
+            }
             empty(claim).map_err(|error| {
                 Error::local(format!(
                     "failed to remove {contents}{what}: {}",

@@ -1,0 +1,256 @@
+//! The command line of `pg_parallel_restore`.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use clap::{ArgAction, CommandFactory, Parser, ValueHint};
+
+use crate::error::{Error, Result};
+use crate::options::arguments::usage_error;
+use crate::options::check::MAX_JOBS;
+use crate::options::numbers::parse_int;
+use crate::options::tablespace::{TablespaceMap, canonical};
+use crate::options::words::{progress, sync_method};
+use crate::options::{Progress, Sync};
+use crate::report;
+
+/// The program's own name.
+pub const PROGRAM: &str = "pg_parallel_restore";
+
+const USAGE: &str = "[OPTION]... BACKUP...";
+const WIDTH: usize = 90;
+const HELP: &str = "{about-with-newline}\n{usage-heading}\n  {usage}\n\n{all-args}{after-help}";
+const OUTPUT: &str = "Options controlling the output";
+const GENERAL: &str = "General options";
+
+/// What the user wants.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A backup, or a full one and the increments that go on from it, the oldest first.
+    pub backups: Vec<OsString>,
+    /// The data directory that is to be.
+    pub target: PathBuf,
+    /// Threads.
+    pub jobs: usize,
+    /// Where tablespaces go instead.
+    pub tablespaces: TablespaceMap,
+    /// Where WAL goes instead of pg_wal.
+    pub waldir: Option<PathBuf>,
+    /// Where the backups of a chain are until they are one.
+    pub work_directory: PathBuf,
+    /// Whether a backup without a manifest is restored.
+    pub may_lack_manifest: bool,
+    /// Leave the pieces of a restore that failed.
+    pub no_clean: bool,
+    /// How files get to disk.
+    pub sync: Sync,
+    /// Show progress, and to whom.
+    pub progress: Option<Progress>,
+    /// Say more.
+    pub verbose: bool,
+    /// PostgreSQL's program that makes one backup of several.
+    pub combine: Option<PathBuf>,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// A data directory.
+    Restore(Box<Options>),
+    /// Some text on stdout, and success.
+    Print(String),
+}
+
+/// The options as typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = PROGRAM,
+    help_template = HELP,
+    max_term_width = WIDTH,
+    about = "Makes a data directory of the archives of a base backup, and checks every file meanwhile.",
+    after_help = "BACKUP is a directory with archives. An increment comes behind the backups that it needs, the full one first.",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    args_override_self = true,
+    infer_long_args = true
+)]
+pub struct Arguments {
+    /// Directory that is to be the data directory
+    #[arg(short = 'D', long = "pgdata", value_name = "DIRECTORY", help_heading = OUTPUT, value_hint = ValueHint::DirPath)]
+    pgdata: Option<OsString>,
+    /// Number of threads
+    #[arg(short = 'j', long, value_name = "NUM", default_value = "4", help_heading = OUTPUT, allow_hyphen_values = true)]
+    jobs: OsString,
+    /// Put the tablespace that was in OLDDIR into NEWDIR
+    #[arg(short = 'T', long, value_name = "OLDDIR=NEWDIR", help_heading = OUTPUT, action = ArgAction::Append)]
+    tablespace_mapping: Vec<OsString>,
+    /// Directory for the write-ahead log, linked from pg_wal
+    #[arg(long, value_name = "WALDIR", help_heading = OUTPUT, value_hint = ValueHint::DirPath)]
+    waldir: Option<OsString>,
+
+    /// Keep what a restore that failed leaves behind
+    #[arg(short = 'n', long, help_heading = GENERAL)]
+    no_clean: bool,
+    /// Restore a backup that has no manifest, and cannot be checked
+    #[arg(long, help_heading = GENERAL)]
+    no_manifest: bool,
+    /// Do not wait until the data directory is on disk
+    #[arg(short = 'N', long, help_heading = GENERAL)]
+    no_sync: bool,
+    /// Show progress, to people or, as JSON, to a program
+    #[arg(short = 'P', long, value_name = "json", help_heading = GENERAL, num_args = 0..=1,
+          require_equals = true, default_missing_value = "")]
+    progress: Option<OsString>,
+    /// The program pg_combinebackup, where increments are restored (default: that of the backups' version)
+    #[arg(long, value_name = "PATH", help_heading = GENERAL, value_hint = ValueHint::ExecutablePath)]
+    pg_combinebackup: Option<OsString>,
+    /// How files get to disk
+    #[arg(long, value_name = "fsync|syncfs", help_heading = GENERAL)]
+    sync_method: Option<OsString>,
+    /// Say what is being done
+    #[arg(short = 'v', long, action = ArgAction::Count, help_heading = GENERAL)]
+    verbose: u8,
+    /// Print the version and exit
+    #[arg(short = 'V', long, help_heading = GENERAL)]
+    version: bool,
+    /// Directory that has increments and their full backup until they are one (default: that of the
+    /// output with ".restore" behind its name)
+    #[arg(long, value_name = "DIRECTORY", help_heading = GENERAL, value_hint = ValueHint::DirPath)]
+    work_directory: Option<OsString>,
+    /// Show this help and exit
+    #[arg(short = '?', long, help_heading = GENERAL)]
+    help: bool,
+
+    #[arg(hide = true)]
+    backups: Vec<OsString>,
+}
+
+/// Reads a command line, the program's name first.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation> {
+    let raw = Arguments::try_parse_from(arguments).map_err(|error| usage_error(&error))?;
+    if raw.help {
+        let mut command = Arguments::command().override_usage(format!("{} {USAGE}", report::program()));
+        return Ok(Invocation::Print(command.render_help().to_string()));
+    }
+    if raw.version {
+        let version = env!("CARGO_PKG_VERSION");
+        return Ok(Invocation::Print(format!("{PROGRAM} (pg_parallel_backup) {version}\n")));
+    }
+    check(raw).map(|options| Invocation::Restore(Box::new(options)))
+}
+
+fn check(raw: Arguments) -> Result<Options> {
+    let Some(target) = raw.pgdata.filter(|target| !target.is_empty()) else {
+        return Err(Error::usage("must specify output directory"));
+    };
+    let target = canonical(&PathBuf::from(target));
+    if raw.backups.is_empty() {
+        return Err(Error::usage("no backup specified"));
+    }
+    let mut tablespaces = TablespaceMap::default();
+    for mapping in &raw.tablespace_mapping {
+        tablespaces.add(mapping.as_bytes())?;
+    }
+    let waldir = raw.waldir.map(|waldir| canonical(&PathBuf::from(waldir)));
+    if let Some(waldir) = &waldir {
+        if !waldir.is_absolute() {
+            return Err(Error::local("WAL directory location must be an absolute path"));
+        }
+        if *waldir == target {
+            return Err(Error::local("WAL directory and output directory must not be the same"));
+        }
+    }
+    let work_directory = match raw.work_directory {
+        Some(directory) => canonical(&PathBuf::from(directory)),
+        None => {
+            let mut name = target.clone().into_os_string();
+            name.push(".restore");
+            name.into()
+        }
+    };
+    let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
+    let method = sync_method(raw.sync_method.as_deref())?;
+    Ok(Options {
+        backups: raw.backups,
+        target,
+        // Between 1 and MAX_JOBS.
+        jobs: usize::try_from(jobs).unwrap_or(1),
+        tablespaces,
+        waldir,
+        work_directory,
+        may_lack_manifest: raw.no_manifest,
+        no_clean: raw.no_clean,
+        sync: if raw.no_sync { Sync::None } else { method },
+        progress: progress(raw.progress.as_deref())?,
+        verbose: raw.verbose > 0,
+        combine: raw.pg_combinebackup.map(PathBuf::from),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(arguments: &[&str]) -> Result<Options> {
+        let line = std::iter::once(PROGRAM).chain(arguments.iter().copied()).map(OsString::from);
+        match parse(line)? {
+            Invocation::Restore(options) => Ok(*options),
+            Invocation::Print(text) => panic!("printed {text}"),
+        }
+    }
+
+    #[test]
+    fn the_command_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option() {
+        let usual = options(&["-D", "x/", "b"]).unwrap();
+        assert_eq!((usual.target.as_os_str(), usual.jobs, usual.sync), ("x".as_ref(), 4, Sync::Fsync));
+        assert_eq!(usual.work_directory.as_os_str(), "x.restore");
+        let all = options(&[
+            "-Dx",
+            "-j2",
+            "-T/a=/b",
+            "--waldir=/w",
+            "-n",
+            "--no-manifest",
+            "-N",
+            "-P=json",
+            "-v",
+            "--pg-combinebackup=/p",
+            "--work-directory",
+            "w",
+            "full",
+            "one",
+            "two",
+        ])
+        .unwrap();
+        assert_eq!(all.backups, ["full", "one", "two"]);
+        assert!(all.no_clean && all.may_lack_manifest && all.verbose && all.sync == Sync::None);
+        assert_eq!((all.jobs, all.progress), (2, Some(Progress::Json)));
+        assert_eq!(all.tablespaces.locate(b"/a").as_os_str(), "/b");
+        assert_eq!(
+            (all.waldir.unwrap().as_os_str(), all.combine.unwrap().as_os_str()),
+            ("/w".as_ref(), "/p".as_ref())
+        );
+        assert_eq!(all.work_directory.as_os_str(), "w");
+    }
+
+    #[test]
+    fn refused() {
+        for (arguments, message) in [
+            (&["b"][..], "must specify output directory"),
+            (&["-D", "x"], "no backup specified"),
+            (&["-D", "x", "b", "--waldir=w"], "WAL directory location must be an absolute path"),
+            (&["-D", "/x", "b", "--waldir=/x/"], "WAL directory and output directory must not be the same"),
+            (&["-D", "x", "b", "-j0"], "-j/--jobs must be in range 1..1024"),
+            (&["-D", "x", "b", "--sync-method=x"], "unrecognized sync method: x"),
+            (&["-D", "x", "b", "--nonsense"], "unrecognized option \"--nonsense\""),
+        ] {
+            assert_eq!(options(arguments).unwrap_err().message(), message);
+        }
+    }
+}
