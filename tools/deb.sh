@@ -37,7 +37,7 @@ main() {
 	stage_server
 	stage_client
 	pack "$SERVER" -e"$WORK/$SERVER/usr/lib/postgresql/$PG/lib/pg_parallel_backup.so"
-	pack "$CLIENT" -e"$WORK/$CLIENT/usr/bin/pg_parallel_basebackup"
+	pack "$CLIENT" -e"$WORK/$CLIENT/usr/bin/pg_parallel_basebackup" -e"$WORK/$CLIENT/usr/bin/pg_parallel_restore"
 	rm -rf "$WORK"
 	note "install them with: apt install $OUT/${SERVER}_*.deb $OUT/${CLIENT}_*.deb"
 }
@@ -104,16 +104,18 @@ stage_server() {
 }
 
 stage_client() {
-	local root=$WORK/$CLIENT share=$WORK/$CLIENT/usr/share program=pg_parallel_basebackup
+	local root=$WORK/$CLIENT share=$WORK/$CLIENT/usr/share program
 	install -d "$root/usr/bin" "$share"/{man/man1,bash-completion/completions,zsh/vendor-completions} \
 		"$share/fish/vendor_completions.d"
-	install -m 755 "$built/$program" "$root/usr/bin/"
-	strip --strip-unneeded --remove-section=.comment --remove-section=.note "$root/usr/bin/$program"
-	# All of it from the definition that --help is made from.
-	"$built/$program" --generate=man | gzip -9n >"$share/man/man1/$program.1.gz"
-	"$built/$program" --generate=bash >"$share/bash-completion/completions/$program"
-	"$built/$program" --generate=zsh >"$share/zsh/vendor-completions/_$program"
-	"$built/$program" --generate=fish >"$share/fish/vendor_completions.d/$program.fish"
+	for program in pg_parallel_basebackup pg_parallel_restore; do
+		install -m 755 "$built/$program" "$root/usr/bin/"
+		strip --strip-unneeded --remove-section=.comment --remove-section=.note "$root/usr/bin/$program"
+		# All of it from the definition that --help is made from.
+		"$built/$program" --generate=man | gzip -9n >"$share/man/man1/$program.1.gz"
+		"$built/$program" --generate=bash >"$share/bash-completion/completions/$program"
+		"$built/$program" --generate=zsh >"$share/zsh/vendor-completions/_$program"
+		"$built/$program" --generate=fish >"$share/fish/vendor_completions.d/$program.fish"
+	done
 	documents "$CLIENT" pg_parallel_backup_client
 	install -m 644 "$ROOT/docs/options.md" "$share/doc/$CLIENT/"
 	install -d "$share/doc/$CLIENT/examples"

@@ -39,52 +39,77 @@ const WORDS: [(&str, &[&str]); 9] = [
     ("wal_method", &["none", "fetch", "stream"]),
 ];
 
+/// A program as its manual page and completions have it.
+pub struct Described {
+    /// Its name.
+    pub program: &'static str,
+    /// What comes behind the name.
+    pub usage: &'static str,
+    /// Its options.
+    pub command: Command,
+    /// The same with the words that they take, and without what shells would take for their own.
+    pub for_shells: Command,
+    /// What the manual page has that no option says.
+    pub more: &'static str,
+}
+
 /// The text of what `what` names.
 pub fn generate(what: &str) -> Result<String> {
-    let shell = match what {
-        "man" => {
-            return manual().map_err(|error| Error::local(format!("could not make a manual page: {error}")));
-        }
-        "bash" => Shell::Bash,
-        "zsh" => Shell::Zsh,
-        "fish" => Shell::Fish,
-        _ => {
-            return Err(Error::local(format!(
-                "invalid generate argument \"{what}\", must be \"man\", \"bash\", \"zsh\", or \"fish\""
-            )));
-        }
-    };
-    let mut completions = Vec::new();
-    clap_complete::generate(shell, &mut with_words(), PROGRAM, &mut completions);
-    Ok(String::from_utf8_lossy(&completions).into_owned())
-}
-
-fn manual() -> std::io::Result<String> {
-    let version = env!("CARGO_PKG_VERSION");
-    let man = Man::new(Arguments::command().override_usage(format!("{PROGRAM} {USAGE}")))
-        .title(PROGRAM.to_uppercase())
-        .source(format!("pg_parallel_backup {version}"))
-        .manual("PostgreSQL Client Applications");
-    let mut page = Vec::new();
-    man.render_title(&mut page)?;
-    man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
-    man.render_options_section(&mut page)?;
-    page.write_all(MORE.as_bytes())?;
-    Ok(String::from_utf8_lossy(&page).into_owned())
-}
-
-/// The command with the words that its options take, and without what shells would take for their own.
-fn with_words() -> Command {
-    let command = WORDS.into_iter().fold(Arguments::command(), |command, (option, words)| {
-        command.mut_arg(option, |argument| argument.value_parser(words.to_vec()))
-    });
-    command
+    let for_shells = with_words(Arguments::command(), &WORDS)
         // A colon in a description ends it for zsh.
-        .mut_arg("compress", |argument| argument.value_name("METHOD"))
-        // fish before 4.0 takes the letter for a pattern.
-        .mut_arg("help", |argument| argument.short(None))
+        .mut_arg("compress", |argument| argument.value_name("METHOD"));
+    let described =
+        Described { program: PROGRAM, usage: USAGE, command: Arguments::command(), for_shells, more: MORE };
+    described.generate(what)
+}
+
+impl Described {
+    /// The text of what `what` names.
+    pub fn generate(mut self, what: &str) -> Result<String> {
+        let shell = match what {
+            "man" => {
+                return self
+                    .manual()
+                    .map_err(|error| Error::local(format!("could not make a manual page: {error}")));
+            }
+            "bash" => Shell::Bash,
+            "zsh" => Shell::Zsh,
+            "fish" => Shell::Fish,
+            _ => {
+                return Err(Error::local(format!(
+                    "invalid generate argument \"{what}\", must be \"man\", \"bash\", \"zsh\", or \"fish\""
+                )));
+            }
+        };
+        let mut completions = Vec::new();
+        clap_complete::generate(shell, &mut self.for_shells, self.program, &mut completions);
+        Ok(String::from_utf8_lossy(&completions).into_owned())
+    }
+
+    fn manual(self) -> std::io::Result<String> {
+        let version = env!("CARGO_PKG_VERSION");
+        let man = Man::new(self.command.override_usage(format!("{} {}", self.program, self.usage)))
+            .title(self.program.to_uppercase())
+            .source(format!("pg_parallel_backup {version}"))
+            .manual("PostgreSQL Client Applications");
+        let mut page = Vec::new();
+        man.render_title(&mut page)?;
+        man.render_name_section(&mut page)?;
+        man.render_synopsis_section(&mut page)?;
+        man.render_description_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+        page.write_all(self.more.as_bytes())?;
+        Ok(String::from_utf8_lossy(&page).into_owned())
+    }
+}
+
+/// A command with the words that its options take.
+pub fn with_words(command: Command, words: &'static [(&str, &[&str])]) -> Command {
+    let command = words.iter().fold(command, |command, (option, words)| {
+        command.mut_arg(*option, |argument| argument.value_parser(words.to_vec()))
+    });
+    // fish before 4.0 takes the letter for a pattern.
+    command.mut_arg("help", |argument| argument.short(None))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 pub mod arguments;
 pub mod check;
 pub mod compress;
-mod generate;
+pub mod generate;
 pub mod numbers;
 pub mod tablespace;
 pub mod words;

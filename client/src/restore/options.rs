@@ -9,6 +9,7 @@ use clap::{ArgAction, CommandFactory, Parser, ValueHint};
 use crate::error::{Error, Result};
 use crate::options::arguments::usage_error;
 use crate::options::check::MAX_JOBS;
+use crate::options::generate::{Described, with_words};
 use crate::options::numbers::parse_int;
 use crate::options::tablespace::{TablespaceMap, canonical};
 use crate::options::words::{progress, sync_method};
@@ -23,6 +24,9 @@ const WIDTH: usize = 90;
 const HELP: &str = "{about-with-newline}\n{usage-heading}\n  {usage}\n\n{all-args}{after-help}";
 const OUTPUT: &str = "Options controlling the output";
 const GENERAL: &str = "General options";
+
+/// Words that options take, for shells to offer.
+const WORDS: [(&str, &[&str]); 2] = [("progress", &["json"]), ("sync_method", &["fsync", "syncfs"])];
 
 /// What the user wants.
 #[derive(Debug, Clone)]
@@ -108,6 +112,9 @@ pub struct Arguments {
     /// How files get to disk
     #[arg(long, value_name = "fsync|syncfs", help_heading = GENERAL)]
     sync_method: Option<OsString>,
+    /// Print a manual page, or completions for a shell, and exit
+    #[arg(long, value_name = "man|bash|zsh|fish", help_heading = GENERAL, hide = true)]
+    generate: Option<OsString>,
     /// Say what is being done
     #[arg(short = 'v', long, action = ArgAction::Count, help_heading = GENERAL)]
     verbose: u8,
@@ -137,7 +144,20 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         let version = env!("CARGO_PKG_VERSION");
         return Ok(Invocation::Print(format!("{PROGRAM} (pg_parallel_backup) {version}\n")));
     }
+    if let Some(what) = &raw.generate {
+        return described().generate(&what.to_string_lossy()).map(Invocation::Print);
+    }
     check(raw).map(|options| Invocation::Restore(Box::new(options)))
+}
+
+fn described() -> Described {
+    Described {
+        program: PROGRAM,
+        usage: USAGE,
+        command: Arguments::command(),
+        for_shells: with_words(Arguments::command(), &WORDS),
+        more: include_str!("manual.roff"),
+    }
 }
 
 fn check(raw: Arguments) -> Result<Options> {
@@ -237,6 +257,18 @@ mod tests {
             ("/w".as_ref(), "/p".as_ref())
         );
         assert_eq!(all.work_directory.as_os_str(), "w");
+    }
+
+    #[test]
+    fn every_option_is_in_the_manual() {
+        let plain = described().generate("man").unwrap().replace('\\', "");
+        for option in Arguments::command().get_opts().filter(|option| !option.is_hide_set()) {
+            let name = option.get_long().unwrap();
+            assert!(plain.contains(&format!("--{name}")), "{name}");
+        }
+        for shell in ["bash", "zsh", "fish"] {
+            assert!(described().generate(shell).unwrap().contains("tablespace-mapping"), "{shell}");
+        }
     }
 
     #[test]
