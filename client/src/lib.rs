@@ -17,6 +17,7 @@ mod abort;
 #[cfg(test)]
 mod allocations;
 mod backup;
+mod catalog;
 mod compress;
 mod error;
 mod fetch;
