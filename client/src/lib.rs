@@ -99,6 +99,10 @@ impl From<Error> for Failed {
 fn run_restore() -> std::result::Result<(), Failed> {
     match restore::options::parse(std::env::args_os())? {
         restore::options::Invocation::Print(text) => print(&text),
+        restore::options::Invocation::List { place, json } => print(&restore::listing::list(&place, json)?),
+        restore::options::Invocation::Prune { place, keep_full, dry_run } => {
+            restore::listing::prune(&place, keep_full, dry_run)?;
+        }
         restore::options::Invocation::Restore(options) => {
             let (abort, cleanup) = prepare(options.no_clean, "restore was interrupted")?;
             restore::run(&options, &abort, &cleanup)?;

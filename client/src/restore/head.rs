@@ -9,6 +9,7 @@ use super::archive::{self, MemberKind, Next, unreadable};
 use super::layout::Archive;
 use super::manifest::TABLESPACE_MAP;
 use super::source::Source;
+use crate::catalog::index::Index;
 use crate::error::{Error, Result};
 use crate::output::MANIFEST;
 
@@ -28,6 +29,22 @@ pub struct Head {
     pub tablespaces: BTreeMap<u32, Vec<u8>>,
     /// The manifest, where it was looked for.
     pub manifest: Option<Vec<u8>>,
+}
+
+impl Head {
+    /// What an index says.
+    pub fn of_index(index: &Index) -> Self {
+        Self {
+            start: index.wal.start,
+            prior: index.incremental.as_ref().map(|prior| prior.start),
+            tablespaces: index
+                .tablespaces
+                .iter()
+                .map(|tablespace| (tablespace.oid, tablespace.location.0.clone()))
+                .collect(),
+            manifest: None,
+        }
+    }
 }
 
 /// Reads what an archive of the data directory begins with. A manifest that is in it comes last (`-D -`), and is

@@ -1,6 +1,9 @@
 //! What lies where a backup is: which archives, of which tablespaces, and how they are compressed.
 
+use std::collections::HashMap;
+
 use super::source::{Object, Source};
+use crate::catalog::index::{self, Content, Index, Stored};
 use crate::error::{Error, Result};
 use crate::output::MANIFEST;
 
@@ -11,6 +14,8 @@ pub struct Layout {
     pub archives: Vec<Archive>,
     /// Whether there is a manifest.
     pub has_manifest: bool,
+    /// What is known of it, if there is an index that says so.
+    pub manifest: Option<Stored>,
 }
 
 /// An archive.
@@ -24,6 +29,8 @@ pub struct Archive {
     pub part: Part,
     /// How it is compressed.
     pub compression: Compression,
+    /// The SHA-256 digest of these bytes, where an index says it.
+    pub sha256: Option<index::Digest>,
 }
 
 /// What an archive is of: names in it are below there.
@@ -86,14 +93,59 @@ impl Layout {
                 return Err(Error::local(format!("\"{place}\" has more than one backup"))
                     .with_detail(format!("There are \"{}\" and \"{}\".", names[0], names[1])));
             }
-            archives.push(Archive { name: object.name, size: object.size, part, compression });
+            archives.push(Archive { name: object.name, size: object.size, part, compression, sha256: None });
         }
         if !archives.iter().any(|archive| archive.part == Part::Base) {
             return Err(Error::local(format!("\"{place}\" has no backup"))
                 .with_detail("There is no archive \"base.tar\", compressed or not."));
         }
         archives.sort_by(|one, other| other.size.cmp(&one.size).then_with(|| one.name.cmp(&other.name)));
-        Ok(Self { archives, has_manifest })
+        Ok(Self { archives, has_manifest, manifest: None })
+    }
+
+    /// That of volumes, as their index has them; all of them must be there.
+    pub fn from_index(source: &dyn Source, index: &Index) -> Result<Self> {
+        let sizes: HashMap<String, u64> =
+            source.list()?.into_iter().map(|object| (object.name, object.size)).collect();
+        let compression = match index.compression {
+            index::Compression::None => Compression::None,
+            index::Compression::Gzip => Compression::Gzip,
+            index::Compression::Lz4 => Compression::Lz4,
+            index::Compression::Zstd => Compression::Zstd,
+        };
+        for stored in index.manifest.iter().chain(index.volumes.iter().map(|volume| &volume.stored)) {
+            let shown = source.shown(&stored.name);
+            match sizes.get(&stored.name) {
+                None => {
+                    return Err(Error::local(format!("\"{shown}\" is missing"))
+                        .with_detail("The index of the backup says that it is part of it."));
+                }
+                Some(size) if *size != stored.size => {
+                    return Err(Error::local(format!(
+                        "\"{shown}\" has size {size}, but size {} in the index of the backup",
+                        stored.size
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        let mut archives: Vec<Archive> = index
+            .volumes
+            .iter()
+            .map(|volume| Archive {
+                name: volume.stored.name.clone(),
+                size: volume.stored.size,
+                part: match volume.content {
+                    Content::Base => Part::Base,
+                    Content::Tablespace(oid) => Part::Tablespace(oid),
+                    Content::Wal => Part::Wal,
+                },
+                compression,
+                sha256: Some(volume.stored.sha256),
+            })
+            .collect();
+        archives.sort_by(|one, other| other.size.cmp(&one.size).then_with(|| one.name.cmp(&other.name)));
+        Ok(Self { archives, has_manifest: index.manifest.is_some(), manifest: index.manifest.clone() })
     }
 
     /// The archive of the data directory.

@@ -5,17 +5,21 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Member, MemberKind, Next};
 use super::extract::{CONTROL_FILE, Extract, write_file};
 use super::head::{self, Head};
 use super::layout::{Archive, Compression, Layout, Part};
 use super::manifest::{Manifest, TABLESPACE_MAP, without};
-use super::source::Source;
+use super::places::MOST_OF_AN_INDEX;
+use super::source::{Digested, Source, read_all};
 use super::wal;
 use crate::abort::{Abort, PanicGuard};
+use crate::catalog::index::{INDEX, Index, Stored};
 use crate::error::{Error, Result};
 use crate::options::Sync;
 use crate::output::cleanup::{Cleanup, Purpose};
@@ -37,6 +41,8 @@ pub struct Backup {
     manifest: Option<(Manifest, Vec<u8>)>,
     /// What it says of itself.
     pub head: Head,
+    /// Its index, if it is one in volumes.
+    pub index: Option<Index>,
 }
 
 /// Where a backup goes.
@@ -66,14 +72,28 @@ pub struct Way {
 impl Backup {
     /// Looks at what is there.
     pub fn open(source: Box<dyn Source>, way: Way) -> Result<Self> {
-        let layout = Layout::of(&*source)?;
-        let looks_within = !layout.has_manifest && !way.may_lack_manifest;
-        let mut head = head::read(&*source, layout.base()?, looks_within)?;
+        let index = if source.list()?.iter().any(|object| object.name == INDEX) {
+            Some(Index::parse(&read_all(&*source, INDEX, MOST_OF_AN_INDEX)?)?)
+        } else {
+            None
+        };
+        let layout = match &index {
+            Some(index) => Layout::from_index(&*source, index)?,
+            None => Layout::of(&*source)?,
+        };
+        let mut head = match &index {
+            Some(index) => Head::of_index(index),
+            None => {
+                let looks_within = !layout.has_manifest && !way.may_lack_manifest;
+                head::read(&*source, layout.base()?, looks_within)?
+            }
+        };
         let text = if layout.has_manifest {
-            let mut text = Vec::new();
-            let read = source.read(MANIFEST)?.take(MOST_OF_A_MANIFEST).read_to_end(&mut text);
-            let shown = source.shown(MANIFEST);
-            read.map_err(|error| Error::io("read file", Path::new(&shown), &error))?;
+            let text = read_all(&*source, MANIFEST, MOST_OF_A_MANIFEST)?;
+            let is_wrong = |stored: &Stored| Sha256::digest(&text)[..] != stored.sha256[..];
+            if layout.manifest.as_ref().is_some_and(is_wrong) {
+                return Err(Error::local(format!("\"{}\" is not that of the index", source.shown(MANIFEST))));
+            }
             Some(text)
         } else {
             head.manifest.take()
@@ -85,7 +105,7 @@ impl Backup {
                 .with_detail("Without it nobody can tell whether the files are those of the server.")
                 .with_hint("To restore the backup all the same, use --no-manifest."));
         }
-        Ok(Self { source, layout, manifest, head })
+        Ok(Self { source, layout, manifest, head, index })
     }
 
     /// Where it is.
@@ -182,8 +202,9 @@ impl Backup {
         let work = Mutex::new(VecDeque::new());
         let mut later = Vec::new();
         for archive in &self.layout.archives {
-            let file = match archive.compression {
-                Compression::None => self.source.file(&archive.name)?,
+            // A digest is of all of it, from its beginning to its end.
+            let file = match (archive.compression, archive.sha256) {
+                (Compression::None, None) => self.source.file(&archive.name)?,
                 _ => None,
             };
             match file {
@@ -244,7 +265,10 @@ impl Backup {
     fn take(&self, unit: &Unit<'_>, extract: &Extract<'_>) -> Result<()> {
         match unit {
             Unit::Archive(archive) => {
-                let stored = self.source.read(&archive.name)?;
+                let mut stored = self.source.read(&archive.name)?;
+                if let Some(sha256) = archive.sha256 {
+                    stored = Box::new(Digested::new(stored, sha256));
+                }
                 let shown = self.source.shown(&archive.name);
                 let prefix = archive.part.prefix();
                 archive::read(stored, archive.compression, &prefix, &shown, |member, bytes| {

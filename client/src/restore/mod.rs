@@ -4,6 +4,8 @@
 //! - `source` and `layout`: where a backup is, and what lies there;
 //! - `archive`: members out of archives; `head`: the first of them; `manifest`: what all of them must be;
 //! - `extract`: files to their places; `member`: all of a backup, by several threads; `wal`: what recovery needs;
+//! - `places`: where several backups are, and what goes on from what; `location`: what the user calls them; `listing`: the
+//!   commands `list` and `prune`;
 //! - `chain`: a full backup and its increments, which pg_combinebackup makes one of.
 
 mod archive;
@@ -11,19 +13,23 @@ mod chain;
 mod extract;
 mod head;
 mod layout;
+pub mod listing;
+mod location;
 mod manifest;
 mod member;
 pub mod options;
+mod places;
 mod source;
 mod wal;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use self::location::{source, split};
 use self::member::{Backup, Places, Way};
 use self::options::Options;
-use self::source::Directory;
 use crate::abort::{Abort, panicked};
 use crate::error::{Error, Kind, Result};
 use crate::options::Sync;
@@ -63,11 +69,17 @@ fn open(options: &Options) -> Result<Vec<Backup>> {
     for directory in std::iter::once(&options.target).chain(&options.waldir) {
         check_free(directory, std::iter::empty())?;
     }
-    let backups: Vec<Backup> = options
+    let mut backups: Vec<Backup> = options
         .backups
         .iter()
-        .map(|place| Backup::open(Box::new(Directory::open(Path::new(place))?), way(options)))
+        .map(|place| Backup::open(source(place)?, way(options)))
         .collect::<Result<_>>()?;
+    let is_increment =
+        |backup: &Backup| backup.index.as_ref().is_some_and(|index| index.incremental.is_some());
+    match (&options.backups[..], &backups[..]) {
+        ([place], [backup]) if is_increment(backup) => backups = whole_chain(place, options)?,
+        _ => {}
+    }
     check_chain(&backups)?;
     if let Some(last) = backups.last() {
         for old in options.tablespaces.unmatched(last.tablespaces().map(|(_, place)| place)) {
@@ -78,6 +90,14 @@ fn open(options: &Options) -> Result<Vec<Backup>> {
         }
     }
     Ok(backups)
+}
+
+/// What an increment in volumes needs, from where it is itself.
+fn whole_chain(backup: &OsStr, options: &Options) -> Result<Vec<Backup>> {
+    let (place, name) = split(backup)?;
+    let all = places::list(&*place)?;
+    let chain = places::chain(&all, &name)?;
+    chain.iter().map(|name| Backup::open(place.source(name)?, way(options))).collect()
 }
 
 fn way(options: &Options) -> Way {

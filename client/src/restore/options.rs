@@ -1,7 +1,7 @@
 //! The command line of `pg_parallel_restore`.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use clap::{ArgAction, CommandFactory, Parser, ValueHint};
@@ -20,6 +20,8 @@ use crate::report;
 pub const PROGRAM: &str = "pg_parallel_restore";
 
 const USAGE: &str = "[OPTION]... BACKUP...";
+const LIST_USAGE: &str = "list [OPTION]... PLACE";
+const PRUNE_USAGE: &str = "prune --keep-full=NUM [OPTION]... PLACE";
 const WIDTH: usize = 90;
 const HELP: &str = "{about-with-newline}\n{usage-heading}\n  {usage}\n\n{all-args}{after-help}";
 const OUTPUT: &str = "Options controlling the output";
@@ -62,6 +64,22 @@ pub struct Options {
 pub enum Invocation {
     /// A data directory.
     Restore(Box<Options>),
+    /// What backups there are.
+    List {
+        /// Where.
+        place: OsString,
+        /// As JSON.
+        json: bool,
+    },
+    /// Removes backups.
+    Prune {
+        /// Where.
+        place: OsString,
+        /// How many full ones stay of each cluster, at least one.
+        keep_full: usize,
+        /// Only says what would be removed.
+        dry_run: bool,
+    },
     /// Some text on stdout, and success.
     Print(String),
 }
@@ -73,7 +91,12 @@ pub enum Invocation {
     help_template = HELP,
     max_term_width = WIDTH,
     about = "Makes a data directory of the archives of a base backup, and checks every file meanwhile.",
-    after_help = "BACKUP is a directory with archives. An increment comes behind the backups that it needs, the full one first.",
+    after_help = "\
+BACKUP is a directory with archives, or an object store's prefix (s3://bucket/prefix). An increment comes behind the
+backups that it needs, the full one first; one in volumes finds them where it is itself.
+
+\"pg_parallel_restore list PLACE\" shows what backups in volumes there are below a directory or prefix,
+\"pg_parallel_restore prune --keep-full=NUM PLACE\" removes those that are too many.",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
@@ -133,12 +156,75 @@ pub struct Arguments {
     backups: Vec<OsString>,
 }
 
+/// The options of `list` as typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = PROGRAM,
+    help_template = HELP,
+    max_term_width = WIDTH,
+    about = "Shows the backups in volumes of a directory or an object store's prefix, and below.",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    infer_long_args = true
+)]
+struct ListArguments {
+    /// Print a JSON array
+    #[arg(long, help_heading = GENERAL)]
+    json: bool,
+    /// Show this help and exit
+    #[arg(short = '?', long, help_heading = GENERAL)]
+    help: bool,
+
+    #[arg(hide = true)]
+    places: Vec<OsString>,
+}
+
+/// The options of `prune` as typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = PROGRAM,
+    help_template = HELP,
+    max_term_width = WIDTH,
+    about = "Removes the oldest backups in volumes of a directory or an object store's prefix, and below.",
+    after_help = "A full backup goes with all that goes on from it, and not before what does: an increment's index first.",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    args_override_self = true,
+    infer_long_args = true
+)]
+struct PruneArguments {
+    /// Full backups of each cluster that stay, the newest, with their increments
+    #[arg(long, value_name = "NUM", help_heading = GENERAL, allow_hyphen_values = true)]
+    keep_full: Option<OsString>,
+    /// Only say what would be removed
+    #[arg(long, help_heading = GENERAL)]
+    dry_run: bool,
+    /// Show this help and exit
+    #[arg(short = '?', long, help_heading = GENERAL)]
+    help: bool,
+
+    #[arg(hide = true)]
+    places: Vec<OsString>,
+}
+
 /// Reads a command line, the program's name first.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A directory of such a name is "./list".
+    match arguments.get(1).map(|first| first.as_bytes()) {
+        Some(b"list") => {
+            arguments.remove(1);
+            return parse_list(arguments);
+        }
+        Some(b"prune") => {
+            arguments.remove(1);
+            return parse_prune(arguments);
+        }
+        _ => {}
+    }
     let raw = Arguments::try_parse_from(arguments).map_err(|error| usage_error(&error))?;
     if raw.help {
-        let mut command = Arguments::command().override_usage(format!("{} {USAGE}", report::program()));
-        return Ok(Invocation::Print(command.render_help().to_string()));
+        return Ok(help(Arguments::command(), USAGE));
     }
     if raw.version {
         let version = env!("CARGO_PKG_VERSION");
@@ -148,6 +234,42 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         return described().generate(&what.to_string_lossy()).map(Invocation::Print);
     }
     check(raw).map(|options| Invocation::Restore(Box::new(options)))
+}
+
+fn parse_list(arguments: Vec<OsString>) -> Result<Invocation> {
+    let raw = ListArguments::try_parse_from(arguments).map_err(|error| usage_error(&error))?;
+    if raw.help {
+        return Ok(help(ListArguments::command(), LIST_USAGE));
+    }
+    Ok(Invocation::List { place: one_place(raw.places)?, json: raw.json })
+}
+
+fn parse_prune(arguments: Vec<OsString>) -> Result<Invocation> {
+    let raw = PruneArguments::try_parse_from(arguments).map_err(|error| usage_error(&error))?;
+    if raw.help {
+        return Ok(help(PruneArguments::command(), PRUNE_USAGE));
+    }
+    let Some(keep_full) = raw.keep_full else { return Err(Error::usage("must specify --keep-full")) };
+    let keep_full = parse_int(&keep_full, "--keep-full", 1, i64::from(i32::MAX))?;
+    let keep_full = usize::try_from(keep_full).unwrap_or(usize::MAX);
+    Ok(Invocation::Prune { place: one_place(raw.places)?, keep_full, dry_run: raw.dry_run })
+}
+
+fn one_place(mut places: Vec<OsString>) -> Result<OsString> {
+    match (places.pop(), places.first()) {
+        (Some(place), None) => Ok(place),
+        (None, _) => Err(Error::usage("no place specified")),
+        (Some(second), Some(_)) => Err(Error::usage(format!(
+            "too many command-line arguments (first is \"{}\")",
+            places.get(1).unwrap_or(&second).to_string_lossy()
+        ))),
+    }
+}
+
+/// --help, under the name by which the program was called.
+fn help(command: clap::Command, usage: &str) -> Invocation {
+    let mut command = command.override_usage(format!("{} {usage}", report::program()));
+    Invocation::Print(command.render_help().to_string())
 }
 
 fn described() -> Described {
@@ -216,13 +338,37 @@ mod tests {
         let line = std::iter::once(PROGRAM).chain(arguments.iter().copied()).map(OsString::from);
         match parse(line)? {
             Invocation::Restore(options) => Ok(*options),
-            Invocation::Print(text) => panic!("printed {text}"),
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn the_command_is_sound() {
+    fn the_commands_are_sound() {
         Arguments::command().debug_assert();
+        ListArguments::command().debug_assert();
+        PruneArguments::command().debug_assert();
+    }
+
+    #[test]
+    fn lists_and_prunes() {
+        let parse = |words: &[&str]| parse(words.iter().map(OsString::from));
+        assert!(
+            matches!(parse(&[PROGRAM, "list", "p", "--json"]), Ok(Invocation::List { place, json: true }) if place == "p")
+        );
+        assert!(matches!(
+            parse(&[PROGRAM, "prune", "--keep-full=3", "p", "--dry-run"]),
+            Ok(Invocation::Prune { place, keep_full: 3, dry_run: true }) if place == "p"
+        ));
+        for (words, message) in [
+            (&["list"][..], "no place specified"),
+            (&["list", "a", "b"], "too many command-line arguments (first is \"b\")"),
+            (&["list", "a", "b", "c"], "too many command-line arguments (first is \"b\")"),
+            (&["prune", "a"], "must specify --keep-full"),
+            (&["prune", "a", "--keep-full=0"], "--keep-full must be in range 1..2147483647"),
+            (&["prune", "a", "--keep-full=-1"], "--keep-full must be in range 1..2147483647"),
+        ] {
+            assert_eq!(parse(&[&[PROGRAM], words].concat()).unwrap_err().message(), message);
+        }
     }
 
     #[test]

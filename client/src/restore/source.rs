@@ -1,9 +1,12 @@
 //! Where a backup is: a place with names, each of which can be read from its beginning.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
+use crate::catalog::index::Digest;
 use crate::error::{Error, Result};
 
 /// A place that has a backup.
@@ -22,6 +25,48 @@ pub trait Source: Send + Sync {
 
     /// What the place is called.
     fn name(&self) -> String;
+}
+
+/// All of a small object, which has at most so many bytes.
+pub fn read_all(source: &dyn Source, name: &str, most: u64) -> Result<Vec<u8>> {
+    let shown = source.shown(name);
+    let failed = |error| Error::io("read file", Path::new(&shown), &error);
+    let mut content = Vec::new();
+    source.read(name)?.take(most).read_to_end(&mut content).map_err(failed)?;
+    Ok(content)
+}
+
+/// Holds what is read against a digest, of which nobody hears before the end: what was read until then is not yet good.
+pub struct Digested {
+    reader: Box<dyn Read + Send>,
+    hash: Option<Sha256>,
+    expected: Digest,
+}
+
+impl Digested {
+    /// From the beginning on.
+    pub fn new(reader: Box<dyn Read + Send>, expected: Digest) -> Self {
+        Self { reader, hash: Some(Sha256::new()), expected }
+    }
+}
+
+impl Read for Digested {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        if count > 0 {
+            if let Some(hash) = &mut self.hash {
+                hash.update(&buffer[..count]);
+            }
+        } else if !buffer.is_empty()
+            && self.hash.take().is_some_and(|hash| hash.finalize()[..] != self.expected[..])
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "its SHA-256 digest is not that of the index",
+            ));
+        }
+        Ok(count)
+    }
 }
 
 /// Something with a name.
