@@ -21,6 +21,8 @@ mod catalog;
 mod compress;
 mod error;
 mod fetch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod limits;
 mod manifest;
 mod options;

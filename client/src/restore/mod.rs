@@ -15,7 +15,7 @@ mod head;
 mod layout;
 pub mod listing;
 mod location;
-mod manifest;
+pub mod manifest;
 mod member;
 pub mod options;
 mod places;
@@ -37,6 +37,21 @@ use crate::output::claim::check_free;
 use crate::output::cleanup::Cleanup;
 use crate::report;
 use crate::report::progress::{self, Counters, Outcome, Style};
+
+/// Reads all of an archive, for `fuzz/`.
+#[cfg(fuzzing)]
+pub fn read_archive(compression: u8, stored: std::io::Cursor<Vec<u8>>) {
+    use layout::Compression;
+    let compressions = [Compression::None, Compression::Gzip, Compression::Lz4, Compression::Zstd];
+    let compression = compressions[usize::from(compression) % compressions.len()];
+    let _ = archive::read(Box::new(stored), compression, "p/", "archive", |member, bytes| {
+        assert!(member.path.as_bytes().starts_with(b"p/"));
+        // Little can become much.
+        let mut content = std::io::Read::take(bytes, 1 << 20);
+        let _ = std::io::copy(&mut content, &mut std::io::sink());
+        Ok(archive::Next::More)
+    });
+}
 
 /// Restores a backup. All errors but the one returned have been reported.
 pub fn run(options: &Options, abort: &Abort, cleanup: &Cleanup) -> Result<()> {
