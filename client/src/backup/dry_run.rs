@@ -52,7 +52,7 @@ pub(super) fn dry_run(
     };
     if let Some(manifest) = &options.incremental {
         match prior_manifest::upload(&mut coordinator, manifest) {
-            Ok(()) => trial.say("incremental: the server has taken the prior backup's manifest".to_owned()),
+            Ok(_) => trial.say("incremental: the server has taken the prior backup's manifest".to_owned()),
             Err(error) if error.kind() == Kind::Connection => return Err(error),
             Err(error) => trial.problem(error),
         }

@@ -36,7 +36,7 @@ use crate::fetch::transfer::{PIPELINED_MINIMUM, Work, may_split};
 use crate::limits;
 use crate::options::{Options, Resume, Slot, Sync, Wal};
 use crate::output::cleanup::Cleanup;
-use crate::output::{self, Intake, Layout, Output, space};
+use crate::output::{self, About, Layout, Output, space};
 use crate::report;
 use crate::report::progress::{self, Counters, Outcome, Phase, Style};
 use crate::report::summary::{Destination, Facts};
@@ -224,10 +224,12 @@ impl<'a> Backup<'a> {
             facts.way = coordinator.route().name();
             facts.is_local = coordinator.is_local();
         });
+        let began = report::json::now();
+        let mut prior = None;
         // What is wrong with it should not cost a slot or a checkpoint.
         if let Some(manifest) = &options.incremental {
             self.say("uploading manifest of the prior backup");
-            prior_manifest::upload(&mut coordinator, manifest)?;
+            prior = Some(prior_manifest::upload(&mut coordinator, manifest)?);
         }
         // How much of it an increment has is not known before it starts. Where a process that has gone has left something, there is less to come than that.
         let record = output.resume()?;
@@ -327,7 +329,7 @@ impl<'a> Backup<'a> {
         let end = End::new().map_err(|error| no_pipe(&error))?;
         let (queue, splits) = (Queue::new(options.jobs, may_split(algorithm)), Splits::default());
         let queue = queue.for_intake(output.intake()).patient(self.lease().is_some());
-        let (sequencer, is_ordered) = (Sequencer::default(), output.intake() == Intake::Ordered);
+        let sequencer = Sequencer::of(output.intake());
         let increments = Increments::default();
         let received = std::thread::scope(|scope| {
             // Or a panic here would wait for the others for ever.
@@ -366,7 +368,7 @@ impl<'a> Backup<'a> {
                 backup: start.id,
                 algorithm,
                 manifest: manifest.as_ref(),
-                sequencer: is_ordered.then_some(&sequencer),
+                sequencer: sequencer.as_ref(),
                 wal: None,
                 journal: output.journal(),
                 done: resumed.as_ref().map(|resumed| &resumed.files),
@@ -422,6 +424,17 @@ impl<'a> Backup<'a> {
             add_own_file(manifest.as_ref(), algorithm, BACKUP_LABEL, &start.label_file)?;
         }
         self.finish_files(output, manifest, algorithm, &stop)?;
+        output.about(About {
+            id: start.id,
+            began,
+            server_version: u32::try_from(server_version).unwrap_or_default(),
+            system_identifier: start.system,
+            start: (start.position, start.timeline),
+            stop: (stop.position, stop.timeline),
+            segment_size,
+            tablespaces: start.tablespaces.clone(),
+            prior: prior.map(|digest| start::prior(&start.label_file, digest)).transpose()?,
+        });
         self.counters.enter(Phase::Sync);
         output.close()?;
         if stop.checksum_failures > 0 {

@@ -7,7 +7,9 @@ use std::path::Path;
 use protocol::SqlState;
 use protocol::command::{MANIFEST_PIECE, ManifestPiece};
 use protocol::features::Feature;
+use sha2::{Digest as _, Sha256};
 
+use crate::catalog::index::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::server::connection::{Route, Session};
 use crate::server::route;
@@ -15,8 +17,8 @@ use crate::server::route;
 /// First server version that has incremental backups.
 const SINCE: i32 = 170_000;
 
-/// Uploads it: by PostgreSQL's own command, or in pieces by a procedure.
-pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<()> {
+/// Uploads it: by PostgreSQL's own command, or in pieces by a procedure. The digest of what was uploaded.
+pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<Digest> {
     if coordinator.server_version() < SINCE {
         return Err(Error::local("server does not support incremental backup")
             .with_hint("Incremental backups need PostgreSQL 17 or later."));
@@ -26,10 +28,15 @@ pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<()> {
             .with_hint("The extension pg_parallel_backup of the server is older than 0.3.0."));
     }
     let mut file = File::open(path).map_err(|error| Error::io("open file", path, &error))?;
+    let mut hash = Sha256::new();
     let read = |buffer: &mut [u8]| loop {
         match file.read(buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result.map_err(|error| Error::io("read file", path, &error)),
+            Err(error) => return Err(Error::io("read file", path, &error)),
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                return Ok(count);
+            }
         }
     };
     let uploaded = match coordinator.route() {
@@ -39,7 +46,8 @@ pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<()> {
     uploaded.map_err(|error| match error.kind() {
         Kind::Server(_) | Kind::Connection => explain(error).context("could not upload manifest"),
         _ => error,
-    })
+    })?;
+    Ok(hash.finalize().into())
 }
 
 fn by_calls(coordinator: &mut Session, mut read: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<()> {

@@ -5,6 +5,7 @@ use protocol::{BackupId, Command, Lsn, PROTOCOL_VERSION, SqlState, reply};
 
 use super::lease::Held;
 use super::{Backup, lsn};
+use crate::catalog::index::{Digest, Prior};
 use crate::error::{Error, Result};
 use crate::options::{Progress, Wal};
 use crate::output::Tablespace;
@@ -129,6 +130,19 @@ fn read(session: &mut Session, mut reply: Reply, first: &QueryResult) -> Result<
     Ok((start, lease))
 }
 
+/// The backup that an increment goes on from, as its label has it (`build_backup_content` in
+/// PostgreSQL's `xlogbackup.c`).
+pub(super) fn prior(label: &[u8], manifest_sha256: Digest) -> Result<Prior> {
+    let label = String::from_utf8_lossy(label);
+    let value = |name: &str| label.lines().find_map(|line| line.strip_prefix(name));
+    let start = value("INCREMENTAL FROM LSN: ").and_then(|text| text.parse().ok());
+    let timeline = value("INCREMENTAL FROM TLI: ").and_then(|text| text.parse().ok());
+    match (start, timeline) {
+        (Some(start), Some(timeline)) => Ok(Prior { start, timeline, manifest_sha256 }),
+        _ => Err(Error::local("server sent a label that does not say what the increment goes on from")),
+    }
+}
+
 /// What may be missing on a server that refuses START_BACKUP.
 fn explain_start(error: Error, incremental: bool) -> Error {
     // A walsender without a database takes what it cannot parse for SQL, and refuses that.
@@ -157,6 +171,15 @@ fn explain_start(error: Error, incremental: bool) -> Error {
 mod tests {
     use super::*;
     use crate::error::Kind;
+
+    #[test]
+    fn what_an_increment_goes_on_from() {
+        let label = b"START WAL LOCATION: 0/4000028 (file 000000030000000000000004)\nLABEL: INCREMENTAL FROM LSN: 1/1\n\
+            START TIMELINE: 3\nINCREMENTAL FROM LSN: 0/2000028\nINCREMENTAL FROM TLI: 2\n";
+        let prior = prior(label, [1; 32]).unwrap();
+        assert_eq!((prior.start, prior.timeline), (Lsn(0x2000028), 2));
+        assert!(super::prior(b"START TIMELINE: 3\n", [1; 32]).is_err());
+    }
 
     #[test]
     fn hints_for_a_server_that_refuses() {

@@ -33,8 +33,8 @@ impl Backup<'_> {
         let queue = self.queue_of(work, &stop.wal_files, start.segment_size.bytes())?;
         let cluster = Cluster { system: start.system, segment_size: start.segment_size };
         let needed = Needed { cluster, ranges: stop.wal_ranges.clone() };
-        let (sequencer, increments) = (Sequencer::default(), Increments::default());
-        let sequencer = work.sequencer.is_some().then_some(&sequencer);
+        let (sequencer, increments) = (work.sequencer.map(Sequencer::another), Increments::default());
+        let sequencer = sequencer.as_ref();
         let work = Work {
             queue: &queue,
             increments: &increments,
@@ -71,8 +71,8 @@ impl Backup<'_> {
             return Ok(());
         }
         // As with pg_basebackup, they are not in the manifest.
-        let (sequencer, increments) = (Sequencer::default(), Increments::default());
-        let sequencer = work.sequencer.is_some().then_some(&sequencer);
+        let (sequencer, increments) = (work.sequencer.map(Sequencer::another), Increments::default());
+        let sequencer = sequencer.as_ref();
         let queue = self.queue_of(work, &names, 0)?;
         let work = Work {
             queue: &queue,

@@ -178,6 +178,7 @@ pub struct Paths {
 
 impl Index {
     /// Reads one, and checks it.
+    #[allow(dead_code, reason = "for who restores; no backup reads one")]
     pub fn parse(json: &[u8]) -> Result<Self> {
         /// What every form has.
         #[derive(Deserialize)]
@@ -268,6 +269,9 @@ fn is_plain(name: &str) -> bool {
 }
 
 impl Compression {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::None, Self::Gzip, Self::Lz4, Self::Zstd];
+
     /// What a volume's name ends with, behind `.tar`.
     pub fn suffix(self) -> &'static str {
         match self {

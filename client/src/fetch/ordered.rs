@@ -6,20 +6,22 @@
 //! everything behind it that is there already. A ticket is never given back: what failed is claimed
 //! again, before anything else, with the ticket that it had. So the lowest ticket is always at some
 //! connection or about to be, and never waits for another, while the queue gives out no more than what fits a window.
+//!
+//! Where an output takes several files beside each other the same holds of the parts of each of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
 use protocol::ChecksumAlgorithm;
 
 use crate::error::{Error, Result};
-use crate::fetch::queue::{Item, Part};
+use crate::fetch::queue::{FileNumber, Item, Part};
 use crate::fetch::receive::Received;
 use crate::fetch::transfer::Work;
 use crate::fetch::writer::{ZEROES, checksum_filled_up, piece};
 use crate::output::collected::Collected;
-use crate::output::{Attributes, OutputFile};
+use crate::output::{Attributes, Intake, OutputFile};
 
 /// How many bytes a part of a file has. Tests are quicker with fewer.
 pub const PART: u64 = if cfg!(test) { 64 << 10 } else { 8 << 20 };
@@ -27,13 +29,19 @@ pub const PART: u64 = if cfg!(test) { 64 << 10 } else { 8 << 20 };
 /// How many parts are on their way for each connection: one that comes, one that waits.
 pub const PARTS_PER_JOB: u64 = 2;
 
-/// What waits for its turn.
-#[derive(Debug, Default)]
-pub struct Sequencer(Mutex<State>);
+/// What waits for its turn: one for everything, or, where files come beside each other, one for each file in parts.
+#[derive(Debug)]
+pub struct Sequencer {
+    each: bool,
+    lines: Mutex<HashMap<Line, State>>,
+}
+
+/// A file, where each has a line of its own.
+type Line = Option<FileNumber>;
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is to be written next.
+    /// What is to be written next: a ticket, or a part by its offset.
     next: u64,
     waiting: BTreeMap<u64, Delivery>,
     /// Somebody is at it, or it has failed: then nobody will be again.
@@ -72,37 +80,73 @@ enum Running {
 }
 
 impl Sequencer {
+    /// For an output that takes files so; none where the order means nothing.
+    pub fn of(intake: Intake) -> Option<Self> {
+        match intake {
+            Intake::Any | Intake::Sized => None,
+            Intake::Ordered => Some(Self { each: false, lines: Mutex::default() }),
+            Intake::InOrderEach => Some(Self { each: true, lines: Mutex::default() }),
+        }
+    }
+
+    /// One of the same kind, for other files.
+    pub fn another(&self) -> Self {
+        Self { each: self.each, lines: Mutex::default() }
+    }
+
     /// An item is dealt with: it is written when its turn comes, maybe now, maybe by somebody else.
     pub fn deliver(&self, work: &Work<'_>, delivery: Delivery) -> Result<()> {
-        let mut state = self.lock();
-        state.waiting.insert(delivery.item.ticket, delivery);
+        let Some((line, place)) = self.place(delivery.item) else {
+            let item = delivery.item;
+            write(work, delivery, &mut None)?;
+            work.queue.written(item);
+            return Ok(());
+        };
+        let mut lines = self.lock();
+        let mut state = lines.entry(line).or_default();
+        state.waiting.insert(place, delivery);
         if state.writing {
             return Ok(());
         }
-        while let Some(delivery) = state.take_next() {
+        while let Some(delivery) = state.waiting.remove(&state.next) {
             state.writing = true;
             let mut parts = state.parts.take();
-            drop(state);
+            drop(lines);
             // Others deliver meanwhile. Where this fails the backup does.
             let item = delivery.item;
             write(work, delivery, &mut parts)?;
             work.queue.written(item);
-            state = self.lock();
+            lines = self.lock();
+            state = lines.entry(line).or_default();
             state.parts = parts;
-            state.next += 1;
+            state.next += self.step(item);
             state.writing = false;
+        }
+        if self.each && state.waiting.is_empty() && state.parts.is_none() && !state.writing && state.next > 0
+        {
+            lines.remove(&line);
         }
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// In which line it is, and where in that; none for a whole file that waits for no other.
+    fn place(&self, item: Item) -> Option<(Line, u64)> {
+        match item.part {
+            _ if !self.each => Some((None, item.ticket)),
+            Some(part) => Some((Some(item.file), part.offset)),
+            None => None,
+        }
     }
-}
 
-impl State {
-    fn take_next(&mut self) -> Option<Delivery> {
-        self.waiting.remove(&self.next)
+    fn step(&self, item: Item) -> u64 {
+        match item.part {
+            Some(part) if self.each => part.length,
+            _ => 1,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Line, State>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,10 +266,10 @@ mod tests {
     use crate::manifest::Manifest;
     use crate::options::{self, Invocation, ManifestOptions};
     use crate::output::cleanup::Cleanup;
-    use crate::output::{self, Layout, Modes, tar};
+    use crate::output::{self, About, Layout, Modes, tar};
     use crate::report::progress::Counters;
     use pages::names::NameRules;
-    use protocol::BackupPath;
+    use protocol::{BackupPath, Lsn};
 
     const KB: u64 = 1 << 10;
 
@@ -253,12 +297,13 @@ mod tests {
     }
 
     /// A backup over connections that fail, are lost and find files gone.
-    fn backed_up(jobs: usize, algorithm: ChecksumAlgorithm, seed: u64) {
+    fn backed_up(jobs: usize, algorithm: ChecksumAlgorithm, seed: u64, form: &[&str]) {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("target");
         let mut arguments: Vec<OsString> =
-            ["pg_parallel_basebackup", "-Ft", "-Z", "lz4", "-X", "none", "-D"].map(OsString::from).to_vec();
-        arguments.push(target.clone().into_os_string());
+            ["pg_parallel_basebackup", "-Ft", "-Z", "lz4", "-X", "none"].map(OsString::from).to_vec();
+        arguments.extend(form.iter().map(OsString::from));
+        arguments.extend(["-D".into(), target.clone().into_os_string()]);
         let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
         let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
         let mut output = output::of(&options, &abort, &cleanup);
@@ -278,7 +323,8 @@ mod tests {
             Box::new(std::fs::File::create(place.path().join("manifest")).unwrap());
         let manifest = ManifestOptions { checksums: algorithm, force_encode: false };
         let manifest = Mutex::new(Manifest::new(out, manifest, 180_000, 1).unwrap());
-        let (counters, splits, sequencer) = (Counters::default(), Splits::default(), Sequencer::default());
+        let (counters, splits, sequencer) =
+            (Counters::default(), Splits::default(), Sequencer::of(output.intake()).unwrap());
         let work = Work {
             queue: &queue,
             splits: &splits,
@@ -344,14 +390,32 @@ mod tests {
         });
         assert!(queue.is_complete());
         assert_eq!(counters.done().1, files.len() as u64);
+        output.about(About {
+            id: work.backup,
+            began: String::new(),
+            server_version: 180_000,
+            system_identifier: 1,
+            start: (Lsn(1), 1),
+            stop: (Lsn(2), 1),
+            segment_size: 16 << 20,
+            tablespaces: Vec::new(),
+            prior: None,
+        });
         output.close().unwrap();
 
-        let mut archive = Vec::new();
-        let compressed = std::fs::File::open(target.join("base.tar.lz4")).unwrap();
-        lz4::Decoder::new(compressed).unwrap().read_to_end(&mut archive).unwrap();
         manifest.into_inner().unwrap().finish(&[]).unwrap();
         let manifest = std::fs::read_to_string(place.path().join("manifest")).unwrap();
-        let members: HashMap<_, _> = tar::members(&archive).into_iter().collect();
+        let mut members = HashMap::new();
+        for entry in std::fs::read_dir(&target).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_some_and(|suffix| suffix == "lz4") {
+                let (mut archive, compressed) = (Vec::new(), std::fs::File::open(file).unwrap());
+                lz4::Decoder::new(compressed).unwrap().read_to_end(&mut archive).unwrap();
+                for (name, content) in tar::members(&archive) {
+                    assert!(members.insert(name, content).is_none(), "nothing is there twice");
+                }
+            }
+        }
         for (number, (name, size, fate)) in files.iter().enumerate() {
             let mut expected = content(number as u64, 0, *size);
             match *fate {
@@ -396,9 +460,19 @@ mod tests {
     fn files_come_in_order_whatever_happens_to_them() {
         for jobs in 1..=8 {
             for seed in 0..3 {
-                backed_up(jobs, ChecksumAlgorithm::Crc32c, seed);
+                backed_up(jobs, ChecksumAlgorithm::Crc32c, seed, &[]);
             }
         }
-        backed_up(3, ChecksumAlgorithm::Sha256, 1);
+        backed_up(3, ChecksumAlgorithm::Sha256, 1, &[]);
+    }
+
+    #[test]
+    fn parts_come_in_order_in_files_beside_each_other() {
+        for jobs in 1..=8 {
+            for seed in 0..3 {
+                backed_up(jobs, ChecksumAlgorithm::Crc32c, seed, &["--volumes=1MB"]);
+            }
+        }
+        backed_up(3, ChecksumAlgorithm::Sha256, 1, &["--volumes=1MB"]);
     }
 }

@@ -295,7 +295,10 @@ impl Queue {
 
     /// Files are to come as an output takes them.
     pub fn for_intake(self, intake: Intake) -> Self {
-        let window = if intake == Intake::Ordered { self.jobs * PARTS_PER_JOB * PART } else { u64::MAX };
+        let window = match intake {
+            Intake::Ordered | Intake::InOrderEach => self.jobs * PARTS_PER_JOB * PART,
+            Intake::Any | Intake::Sized => u64::MAX,
+        };
         Self { intake, window, ..self }
     }
 
@@ -414,6 +417,11 @@ impl Queue {
                     self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
             }
         }
+        // The window was full: it goes on with what it has begun.
+        if let Some(split) = state.splits.iter_mut().find(|split| Some(split.file) == own) {
+            split.busy += 1;
+            turn.split = own;
+        }
         Claimed::Wait
     }
 
@@ -507,16 +515,12 @@ impl Queue {
         }
         if self.intake == Intake::Ordered && !state.splits.is_empty() {
             // One file after the other, by all connections.
-            let next = state.splits[0].left.front().and_then(|item| item.part);
-            return match next {
-                Some(part) if self.has_room(state, part.length) => {
-                    state.unwritten += self.weight(part.length);
-                    state.part(0, turn, VecDeque::pop_front)
-                }
-                _ => Vec::new(),
-            };
+            return self.next_part(state, 0, turn);
         }
         if let Some(place) = state.splits.iter().position(|split| Some(split.file) == own) {
+            if self.intake == Intake::InOrderEach {
+                return self.next_part(state, place, turn);
+            }
             return state.part(place, turn, VecDeque::pop_front);
         }
         // Where the fewest connections are, and of those where most is left.
@@ -527,7 +531,11 @@ impl Queue {
         else {
             // With the fewest others; from the end, so that who began it reads on in one go.
             let fewest = (0..state.splits.len()).min_by_key(|place| state.splits[*place].busy);
-            return fewest.map_or_else(Vec::new, |place| state.part(place, turn, VecDeque::pop_back));
+            return match fewest {
+                None => Vec::new(),
+                Some(place) if self.intake == Intake::InOrderEach => self.next_part(state, place, turn),
+                Some(place) => state.part(place, turn, VecDeque::pop_back),
+            };
         };
         let share = state.cost_left / (self.jobs * SHARES);
         let mut load = Load::of(share);
@@ -564,6 +572,17 @@ impl Queue {
         state.tablespaces[number].busy += 1;
         turn.tablespace = Some(number);
         batch
+    }
+
+    /// The next part of a file that is written from its beginning to its end, if there is room for it.
+    fn next_part(&self, state: &mut State, place: usize, turn: &mut Turn) -> Vec<Item> {
+        match state.splits[place].left.front().and_then(|item| item.part) {
+            Some(part) if self.has_room(state, part.length) => {
+                state.unwritten += self.weight(part.length);
+                state.part(place, turn, VecDeque::pop_front)
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Some of the small files that are listed so far, if they are worth a command by now.
@@ -622,7 +641,7 @@ impl Queue {
         let size = list.files[file].size;
         let most = share.max(MIN_PART);
         let is_large = match self.intake {
-            Intake::Ordered => size > PART,
+            Intake::Ordered | Intake::InOrderEach => size > PART,
             Intake::Any | Intake::Sized => self.may_split && size >= 2 * most,
         };
         // Ranges are for relation files; others can change in other ways than at their end.
@@ -630,7 +649,7 @@ impl Queue {
             return Vec::new();
         }
         let length = match self.intake {
-            Intake::Ordered => PART,
+            Intake::Ordered | Intake::InOrderEach => PART,
             _ => size.div_ceil(size.div_ceil(most)).next_multiple_of(BLOCK_SIZE as u64),
         };
         let offsets: Vec<u64> = (0..size).step_by(usize::try_from(length).unwrap_or(usize::MAX)).collect();

@@ -89,7 +89,7 @@ impl<'a> Writer<'a> {
             Intake::Any => false,
             // A segment that has another size than all have is an error, and cannot come again.
             Intake::Sized => item.part.is_none() && !is_segment,
-            Intake::Ordered => true,
+            Intake::Ordered | Intake::InOrderEach => true,
         }
     }
 

@@ -55,6 +55,10 @@ pub struct Arguments {
     /// Put the tablespace in OLDDIR into NEWDIR
     #[arg(short = 'T', long, value_name = "OLDDIR=NEWDIR", help_heading = OUTPUT, action = ArgAction::Append)]
     pub tablespace_mapping: Vec<OsString>,
+    /// Many archives of about SIZE (default: 1GB), written beside each other, and an index
+    #[arg(long, value_name = "SIZE", help_heading = OUTPUT, num_args = 0..=1, require_equals = true,
+          default_missing_value = "1GB")]
+    pub volumes: Option<OsString>,
     /// Directory for the write-ahead log, linked from pg_wal
     #[arg(long, value_name = "WALDIR", help_heading = OUTPUT, value_hint = ValueHint::DirPath)]
     pub waldir: Option<OsString>,

@@ -9,7 +9,7 @@ use protocol::{Checkpoint, ChecksumAlgorithm};
 
 use super::arguments::Arguments;
 use super::compress::Compress;
-use super::numbers::{parse_int, parse_max_rate};
+use super::numbers::{parse_int, parse_max_rate, parse_volume_size};
 use super::tablespace::{TablespaceMap, canonical};
 use super::words::{progress, shown, sync_method};
 use super::{
@@ -47,6 +47,8 @@ pub fn check(raw: Arguments) -> Result<Options> {
         Some(text) => parse_int(text, "--lease", 0, i64::from(i32::MAX))?,
     };
     let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
+    let volumes =
+        raw.volumes.as_deref().map(|text| parse_volume_size(&text.to_string_lossy())).transpose()?;
 
     if let Some(first) = raw.rest.first() {
         return Err(Error::usage(format!(
@@ -79,6 +81,17 @@ pub fn check(raw: Arguments) -> Result<Options> {
     if format == Format::Tar && method == Method::Stream && directory == STDOUT {
         return Err(Error::usage("cannot stream write-ahead logs in tar mode to stdout"));
     }
+    if volumes.is_some() {
+        if is_elsewhere {
+            return Err(Error::usage("cannot specify both volumes and backup target"));
+        }
+        if format != Format::Tar {
+            return Err(Error::usage("only tar mode backups can be written in volumes"));
+        }
+        if directory == STDOUT {
+            return Err(Error::usage("cannot write volumes to stdout"));
+        }
+    }
     let slot = slot(&raw, method)?;
     let waldir = waldir(&raw, format, target.is_some(), &directory)?;
     if progress.is_some() && raw.no_estimate_size {
@@ -97,6 +110,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
         // Without "." alone: what ".." means here depends on links.
         target: PathBuf::from(directory).components().collect(),
         format,
+        volumes,
         compress,
         // Between 1 and MAX_JOBS.
         jobs: usize::try_from(jobs).unwrap_or(1),
@@ -231,6 +245,7 @@ fn check_discard(raw: &Arguments, method: Method) -> Result<()> {
     for (option, given) in [
         ("--pgdata", raw.pgdata.is_some()),
         ("--format", raw.format.is_some()),
+        ("--volumes", raw.volumes.is_some()),
         ("--target", raw.target.is_some()),
         ("--wal-method", method != Method::None),
         ("--waldir", raw.waldir.is_some()),

@@ -30,6 +30,8 @@ pub struct Options {
     pub target: PathBuf,
     /// In which form.
     pub format: Format,
+    /// Of which size archives are, if there are to be many of them.
+    pub volumes: Option<u64>,
     /// How it is compressed, and where.
     pub compress: Compress,
     /// The manifest of the backup that this one is to go on from, if it is to have only what has changed since.

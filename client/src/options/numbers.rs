@@ -1,6 +1,7 @@
 //! Numbers on the command line.
 
 use std::ffi::OsStr;
+use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
 
@@ -34,6 +35,26 @@ pub fn parse_max_rate(source: &str) -> Result<u32> {
     }
 }
 
+/// Sizes that volumes can have, in bytes. No store takes an upload in more than 10,000 parts.
+const VOLUME_SIZES: RangeInclusive<u64> = 1 << 20..=64 << 30;
+
+/// --volumes: a whole number with "MB" or "GB" behind it, as PostgreSQL's settings have them.
+pub fn parse_volume_size(source: &str) -> Result<u64> {
+    let invalid = || {
+        Error::local(format!("invalid volume size \"{source}\""))
+            .with_hint("It is a whole number of \"MB\" or \"GB\", from 1MB to 64GB.")
+    };
+    let text = source.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().map_err(|_| invalid())?;
+    let unit = match text[digits..].trim_start() {
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        _ => return Err(invalid()),
+    };
+    number.checked_mul(unit).filter(|size| VOLUME_SIZES.contains(size)).ok_or_else(invalid)
+}
+
 /// A whole number in a range.
 pub fn parse_int(text: &OsStr, option: &str, least: i64, most: i64) -> Result<i64> {
     let value: i64 = text.to_string_lossy().trim().parse().map_err(|_| {
@@ -63,6 +84,24 @@ fn number_prefix(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_of_volumes() {
+        for (text, size) in [
+            ("1GB", 1 << 30),
+            (" 512 MB ", 512 << 20),
+            ("1MB", 1 << 20),
+            ("64GB", 64 << 30),
+            ("65536MB", 64 << 30),
+        ] {
+            assert_eq!(parse_volume_size(text).unwrap(), size, "{text}");
+        }
+        for text in ["", "GB", "1", "1gb", "0GB", "-1GB", "1.5GB", "65GB", "99999999999999999999GB", "1 G B"]
+        {
+            let error = parse_volume_size(text).unwrap_err();
+            assert_eq!(error.message(), format!("invalid volume size \"{text}\""));
+        }
+    }
 
     #[test]
     fn rates() {

@@ -2,7 +2,7 @@
 //! speaks to an [`Output`].
 //!
 //! Outputs so far: [`directory`], a data directory as the server has it, [`tar`], archives as pg_basebackup
-//! writes them, and [`discard`], nothing at all.
+//! writes them, [`volumes`], many archives, and [`discard`], nothing at all.
 
 pub mod claim;
 pub mod cleanup;
@@ -14,13 +14,14 @@ pub mod positioned;
 pub mod space;
 pub mod sync;
 pub mod tar;
+pub mod volumes;
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use protocol::{BackupPath, ChecksumAlgorithm};
+use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Lsn};
 
 use self::cleanup::Cleanup;
 use self::collected::Collected;
@@ -29,7 +30,9 @@ use self::discard::Discard;
 use self::journal::{Entry, Identity, Journal, Record};
 use self::space::{Need, Sizes};
 use self::tar::Tar;
+use self::volumes::Volumes;
 use crate::abort::Abort;
+use crate::catalog::index::Prior;
 use crate::error::{Error, Result};
 use crate::options::{Format, Options};
 use crate::report;
@@ -173,6 +176,9 @@ pub trait Output: Send + Sync {
     /// Whether the WAL stream has brought this timeline history file.
     fn has_history(&self, name: &str) -> bool;
 
+    /// What the backup is, once STOP_BACKUP has said it. Before `close`.
+    fn about(&self, _about: About) {}
+
     /// Everything was handed over: it gets to disk.
     fn close(&self) -> Result<()>;
 
@@ -239,6 +245,8 @@ pub enum Intake {
     /// One after the other, all of them collected: a large relation file in parts that follow each other, of the
     /// size that it was listed with, every other file whole.
     Ordered,
+    /// As if in order, but only within each file: several come at once, a large relation file from its beginning to its end.
+    InOrderEach,
 }
 
 /// What stays of a file that has vanished.
@@ -268,6 +276,29 @@ pub struct Layout<'a> {
     pub wal_summaries: bool,
 }
 
+/// What a backup is, for who describes it.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// The server's name for it.
+    pub id: BackupId,
+    /// When it began, RFC 3339.
+    pub began: String,
+    /// The server's version number.
+    pub server_version: u32,
+    /// The cluster.
+    pub system_identifier: u64,
+    /// Where WAL that it needs begins, on which timeline,
+    pub start: (Lsn, u32),
+    /// and where it ends.
+    pub stop: (Lsn, u32),
+    /// Of WAL segments, in bytes.
+    pub segment_size: u64,
+    /// The server's tablespaces but for the two that every cluster has.
+    pub tablespaces: Vec<Tablespace>,
+    /// What it goes on from, if it is an increment.
+    pub prior: Option<Prior>,
+}
+
 /// A tablespace of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tablespace {
@@ -291,6 +322,8 @@ pub struct Modes {
 pub fn of<'a>(options: &'a Options, abort: &'a Abort, cleanup: &'a Cleanup) -> Box<dyn Output + 'a> {
     if options.discard {
         Box::new(Discard)
+    } else if let Some(size) = options.volumes {
+        Box::new(Volumes::new(options, size, abort, cleanup))
     } else if options.format == Format::Tar {
         Box::new(Tar::new(options, abort, cleanup))
     } else {

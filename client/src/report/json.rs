@@ -115,7 +115,7 @@ fn write(output: &dyn AsFd, line: &str, patience: Timespec) -> io::Result<()> {
 }
 
 /// The moment, in UTC, as RFC 3339 writes it.
-pub(super) fn now() -> String {
+pub fn now() -> String {
     rfc3339(Timestamp::now())
 }
 

@@ -4,7 +4,7 @@
 mod bar;
 mod color;
 mod counters;
-mod json;
+pub mod json;
 pub mod meter;
 pub mod progress;
 pub mod summary;

@@ -118,6 +118,18 @@ impl Encoding {
         }
     }
 
+    /// The same for one of many archives, which are compressed beside each other.
+    pub fn of_volumes(options: &Options) -> Self {
+        match Self::of(options) {
+            Self::Gzip { level, .. } => Self::Gzip { level, threads: 1 },
+            Self::Zstd { level, long, .. } => {
+                let workers = options.compress.specification.workers.unwrap_or(0);
+                Self::Zstd { level, workers: u32::try_from(workers).unwrap_or(0), long }
+            }
+            other => other,
+        }
+    }
+
     /// What pg_wal.tar is compressed with: nothing but gzip, as in pg_basebackup.
     pub fn of_wal(options: &Options) -> Self {
         match Self::of(options) {

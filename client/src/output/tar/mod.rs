@@ -10,10 +10,11 @@
 //! connections, and come one after the other.
 
 mod archive;
-mod encode;
-mod header;
+pub mod encode;
+pub mod header;
+pub mod kept;
 mod placed;
-mod streamed;
+pub mod streamed;
 mod wal;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use protocol::BackupPath;
 use self::archive::Archive;
 use self::encode::Encoding;
 use self::header::check_name;
+use self::kept::Kept;
 use self::placed::{Place, Placed};
 use self::streamed::Streamed;
 use self::wal::WalArchive;
@@ -44,11 +46,8 @@ use crate::error::{Error, Result};
 use crate::options::{Options, Sync, Wal};
 use crate::report;
 
-/// What -R writes on at the end of.
-const SETTINGS_FILE: &[u8] = b"postgresql.auto.conf";
-
-/// What -R replaces.
-const SIGNAL_FILE: &[u8] = b"standby.signal";
+/// Where the links to tablespaces are.
+pub const LINKS: &[u8] = b"pg_tblspc/";
 
 /// Zeroes for what is not there.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -65,8 +64,8 @@ pub struct Tar<'a> {
     archives: Option<Archives>,
     /// Large files under way, and what the server says of them.
     places: Mutex<HashMap<BackupPath, (Arc<Place>, Attributes)>>,
-    /// The file that -R writes on, if the server has one.
-    settings: Mutex<Option<(Attributes, Vec<u8>)>>,
+    /// What -R writes on.
+    kept: Kept,
 }
 
 /// What is written to.
@@ -82,7 +81,6 @@ impl Archives {
     /// the data directory. Recovery makes that by tablespace_map; what is in place has its directory from whoever
     /// extracts the archive.
     fn locate<'p>(&self, path: &'p [u8]) -> Option<(&Archive, &'p [u8])> {
-        const LINKS: &[u8] = b"pg_tblspc/";
         if path.starts_with(LINKS) {
             let slash = memchr::memchr(b'/', &path[LINKS.len()..]).map(|at| LINKS.len() + at);
             let (link, name) = slash.map_or((path, &b""[..]), |at| (&path[..at], &path[at + 1..]));
@@ -112,7 +110,7 @@ impl<'a> Tar<'a> {
             manifest: None,
             archives: None,
             places: Mutex::default(),
-            settings: Mutex::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -160,38 +158,20 @@ impl<'a> Tar<'a> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn settings(&self) -> MutexGuard<'_, Option<(Attributes, Vec<u8>)>> {
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn own(&self) -> Attributes {
         Attributes { mode: self.target.modes().file, mtime: now() }
     }
 
-    fn io(&self, what: &str, path: &BackupPath, error: &io::Error) -> Error {
-        Error::io(what, &self.shown(path), error)
-    }
-
     /// Whether a file does not go into an archive as it came, but is kept for something else.
     fn keep(&self, path: &BackupPath, attributes: &Attributes, content: &Collected) -> Result<bool> {
-        let bytes = || {
-            let mut bytes = Vec::new();
-            content.read_out(|piece| bytes.write_all(piece)).map(|()| bytes)
-        };
         if let (Some(wal), Some(name)) = (&self.archives()?.wal, path.as_bytes().strip_prefix(b"pg_wal/")) {
-            return wal.replace_history(name, bytes);
+            return wal.replace_history(name, || kept::bytes(content));
         }
         if !self.options.write_recovery_conf {
             return Ok(false);
         }
-        match path.as_bytes() {
-            SETTINGS_FILE => {
-                let bytes = bytes().map_err(|error| self.io("read file", path, &error))?;
-                *self.settings() = Some((*attributes, bytes));
-                Ok(true)
-            }
-            path => Ok(path == SIGNAL_FILE),
-        }
+        let kept = self.kept.keep(path.as_bytes(), attributes, content);
+        kept.map_err(|error| Error::io("read file", &self.shown(path), &error))
     }
 }
 
@@ -354,8 +334,8 @@ impl Output for Tar<'_> {
     }
 
     fn append(&self, name: &str, content: &[u8]) -> Result<()> {
-        let (attributes, before) = self.settings().take().unwrap_or_else(|| (self.own(), Vec::new()));
-        self.archives()?.base.file(name.as_bytes(), &attributes, &[&before, content].concat())
+        let (attributes, content) = self.kept.with(self.own(), content);
+        self.archives()?.base.file(name.as_bytes(), &attributes, &content)
     }
 
     fn manifest(&self) -> Result<Option<Box<dyn Write + Send>>> {
@@ -408,7 +388,7 @@ impl Output for Tar<'_> {
 }
 
 /// The time as headers have it.
-fn now() -> i64 {
+pub fn now() -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_secs()).unwrap_or(0)
 }

@@ -25,6 +25,8 @@ struct State {
     out: Option<Box<dyn Encode>>,
     /// How many bytes of a member are missing, while it is written.
     member: Option<Member>,
+    /// How long the archive is so far, before it is compressed.
+    length: u64,
 }
 
 struct Member {
@@ -35,13 +37,18 @@ struct Member {
 impl Streamed {
     /// An empty one; `path` is what it is called.
     pub fn new(path: PathBuf, out: Box<dyn Encode>) -> Self {
-        let state = State { out: Some(out), member: None };
+        let state = State { out: Some(out), member: None, length: 0 };
         Self { path, state: Mutex::new(state), directories: Mutex::default() }
     }
 
     /// What it is called.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How long it is so far, before it is compressed.
+    pub fn len(&self) -> u64 {
+        self.lock().length
     }
 
     /// Adds a directory.
@@ -156,6 +163,7 @@ impl State {
             Some(member) if member.left >= bytes => member.left -= bytes,
             _ => return Err(io::Error::other("write beyond the end of an archive member")),
         }
+        self.length += bytes;
         Ok(())
     }
 
@@ -164,6 +172,7 @@ impl State {
         if self.member.is_some() {
             return Err(incomplete());
         }
+        self.length += bytes.len() as u64;
         self.out()?.write_all(bytes)
     }
 
