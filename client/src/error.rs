@@ -66,6 +66,10 @@ impl Error {
 
     /// "could not VERB WHAT "path": reason".
     pub fn io(what: &str, path: &Path, error: &io::Error) -> Self {
+        // A failure of this kind that came through somebody else's hands says it all.
+        if let Some(told) = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()) {
+            return told.clone();
+        }
         Self::local(format!("could not {what} \"{}\": {}", path.display(), os_message(error)))
     }
 
@@ -174,6 +178,12 @@ pub fn os_message(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_in_another_stays_what_it_is() {
+        let error = Error::io("write to file", Path::new("/a"), &io::Error::other(Error::aborted()));
+        assert_eq!(error.kind(), Kind::Aborted);
+    }
 
     #[test]
     fn words_of_the_operating_system() {

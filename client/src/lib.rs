@@ -25,6 +25,7 @@ mod fetch;
 pub mod fuzzing;
 mod limits;
 mod manifest;
+mod objects;
 mod options;
 mod os;
 mod output;
@@ -133,6 +134,7 @@ fn run_backup() -> std::result::Result<(), Failed> {
             print(&text);
             Ok(())
         }
+        Invocation::RemoveLeftovers(location) => Ok(remove_leftovers(&location)?),
         Invocation::Backup(options) => {
             let (abort, cleanup) = prepare(options.no_clean, "backup was interrupted")?;
             // Nobody else may look into a file before it has the mode that the server says.
@@ -150,4 +152,15 @@ fn run_backup() -> std::result::Result<(), Failed> {
             })
         }
     }
+}
+
+#[cfg(feature = "object-store")]
+fn remove_leftovers(location: &objects::location::Location) -> error::Result<()> {
+    let abort = Abort::new().map_err(|error| Error::local(format!("could not create pipe: {error}")))?;
+    objects::leftovers::remove_all(&objects::remote::Remote::open(location, &Arc::new(abort))?)
+}
+
+#[cfg(not(feature = "object-store"))]
+fn remove_leftovers(_: &objects::location::Location) -> error::Result<()> {
+    Err(Error::local("this program was built without object storage"))
 }

@@ -102,7 +102,7 @@ fn attempt(
 ) -> std::result::Result<(), Failure> {
     let prepare = || -> Result<_> {
         // Before the server is bothered: nobody has to wait for a checkpoint to hear of a typing error.
-        let output = output::of(options, abort, cleanup);
+        let output = output::of(options, abort, cleanup)?;
         output.check()?;
         limits::allow_files(options.jobs + usize::from(matches!(options.wal, Wal::Stream { .. })))?;
         let connections = Connections::open(options, abort)?;

@@ -305,8 +305,8 @@ mod tests {
         arguments.extend(form.iter().map(OsString::from));
         arguments.extend(["-D".into(), target.clone().into_os_string()]);
         let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
-        let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
-        let mut output = output::of(&options, &abort, &cleanup);
+        let (abort, cleanup) = (Arc::new(Abort::new().unwrap()), Cleanup::default());
+        let mut output = output::of(&options, &abort, &cleanup).unwrap();
         output.claim(Modes::STRICT).unwrap();
         output.prepare(&Layout { tablespaces: &[], wal_summaries: false }).unwrap();
 

@@ -593,8 +593,8 @@ mod tests {
             arguments.extend(["-D".into(), place.path().as_os_str().to_owned()]);
         }
         let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
-        let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
-        let output = output::of(&options, &abort, &cleanup);
+        let (abort, cleanup) = (Arc::new(Abort::new().unwrap()), Cleanup::default());
+        let output = output::of(&options, &abort, &cleanup).unwrap();
         for directory in ["base/5", "pg_xact"] {
             std::fs::create_dir_all(place.path().join(directory)).unwrap();
         }

@@ -31,8 +31,8 @@ pub const USAGE: &str = "[OPTION]...";
     infer_long_args = true
 )]
 pub struct Arguments {
-    /// Directory that receives the backup
-    #[arg(short = 'D', long = "pgdata", value_name = "DIRECTORY", help_heading = OUTPUT, value_hint = ValueHint::DirPath)]
+    /// Directory that receives the backup, or s3://BUCKET/PREFIX, gs://..., az://...
+    #[arg(short = 'D', long = "pgdata", value_name = "DIRECTORY|URL", help_heading = OUTPUT, value_hint = ValueHint::DirPath)]
     pub pgdata: Option<OsString>,
     /// Output format: plain (the default) or tar
     #[arg(short = 'F', long, value_name = "p|t", help_heading = OUTPUT)]
@@ -90,6 +90,9 @@ pub struct Arguments {
     /// Leave nothing to go on with: remove all of a backup that is interrupted
     #[arg(long, help_heading = GENERAL, overrides_with = "resume")]
     pub no_resume: bool,
+    /// Take no backup: remove what an interrupted one has left below the URL
+    #[arg(long, help_heading = GENERAL)]
+    pub remove_leftovers: bool,
     /// Keep what a failed backup leaves behind
     #[arg(short = 'n', long, help_heading = GENERAL)]
     pub no_clean: bool,

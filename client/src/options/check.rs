@@ -9,7 +9,7 @@ use protocol::{Checkpoint, ChecksumAlgorithm};
 
 use super::arguments::Arguments;
 use super::compress::Compress;
-use super::numbers::{parse_int, parse_max_rate, parse_volume_size};
+use super::numbers::{VOLUME_SIZE, parse_int, parse_max_rate, parse_volume_size};
 use super::tablespace::{TablespaceMap, canonical};
 use super::words::{progress, shown, sync_method};
 use super::{
@@ -17,6 +17,7 @@ use super::{
     Slot, Sync, Wal,
 };
 use crate::error::{Error, Result};
+use crate::objects::location::{Location, Place};
 use crate::report::PROGRAM;
 
 /// Most jobs: no server has more walsenders than MAX_BACKENDS, and nobody's disk has use for them.
@@ -49,6 +50,10 @@ pub fn check(raw: Arguments) -> Result<Options> {
     let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
     let volumes =
         raw.volumes.as_deref().map(|text| parse_volume_size(&text.to_string_lossy())).transpose()?;
+    let place = match raw.pgdata.as_deref() {
+        Some(target) => Place::parse(&target.to_string_lossy())?,
+        None => Place::Path,
+    };
 
     if let Some(first) = raw.rest.first() {
         return Err(Error::usage(format!(
@@ -65,12 +70,20 @@ pub fn check(raw: Arguments) -> Result<Options> {
     if target.is_some() && format.is_some() {
         return Err(Error::usage("cannot specify both format and backup target"));
     }
-    let format = format.unwrap_or(Format::Plain);
+    let is_url = place != Place::Path;
+    if is_url && format == Some(Format::Plain) {
+        return Err(Error::usage("only tar mode backups can be written to a URL"));
+    }
+    let format = format.unwrap_or(if is_url { Format::Tar } else { Format::Plain });
+    let volumes = volumes.or(is_url.then_some(VOLUME_SIZE));
     let directory = match &raw.pgdata {
         Some(_) if is_elsewhere => {
             return Err(Error::usage("cannot specify both output directory and backup target"));
         }
-        Some(directory) => directory.clone(),
+        Some(directory) => match &place {
+            Place::Directory(path) => path.clone().into_os_string(),
+            _ => directory.clone(),
+        },
         None if is_elsewhere => OsString::new(),
         None => return Err(Error::usage("must specify output directory or backup target")),
     };
@@ -107,8 +120,15 @@ pub fn check(raw: Arguments) -> Result<Options> {
         check_target(&target.to_string_lossy(), raw.write_recovery_conf)?;
     }
     let options = Options {
-        // Without "." alone: what ".." means here depends on links.
-        target: PathBuf::from(directory).components().collect(),
+        target: match &place {
+            Place::Objects(location) => PathBuf::from(location.to_string()),
+            // Without "." alone: what ".." means here depends on links.
+            Place::Path | Place::Directory(_) => PathBuf::from(directory).components().collect(),
+        },
+        objects: match place {
+            Place::Objects(location) => Some(location),
+            Place::Path | Place::Directory(_) => None,
+        },
         format,
         volumes,
         compress,
@@ -158,6 +178,15 @@ pub fn check(raw: Arguments) -> Result<Options> {
     };
     check_report(&options)?;
     Ok(options)
+}
+
+/// --remove-leftovers goes with nothing but the place.
+pub fn leftovers(raw: &Arguments) -> Result<Location> {
+    let target = raw.pgdata.as_deref().unwrap_or_default();
+    match Place::parse(&target.to_string_lossy())? {
+        Place::Objects(location) => Ok(location),
+        _ => Err(Error::usage("--remove-leftovers needs a storage URL as --pgdata")),
+    }
 }
 
 /// Where a report cannot go.

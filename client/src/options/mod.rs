@@ -21,6 +21,7 @@ use self::check::check;
 use self::compress::Compress;
 use self::tablespace::TablespaceMap;
 use crate::error::Result;
+use crate::objects::location::Location;
 use crate::report::{self, PROGRAM};
 
 /// What the user wants.
@@ -28,6 +29,8 @@ use crate::report::{self, PROGRAM};
 pub struct Options {
     /// Where the backup goes.
     pub target: PathBuf,
+    /// The same, if it is a prefix of an object store.
+    pub objects: Option<Location>,
     /// In which form.
     pub format: Format,
     /// Of which size archives are, if there are to be many of them.
@@ -217,6 +220,8 @@ pub enum PasswordPrompt {
 pub enum Invocation {
     /// A backup.
     Backup(Box<Options>),
+    /// To remove what an interrupted one has left below a prefix.
+    RemoveLeftovers(Location),
     /// Some text on stdout, and success.
     Print(String),
 }
@@ -239,6 +244,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     if let Some(what) = &raw.generate {
         return generate::generate(&what.to_string_lossy()).map(Invocation::Print);
     }
+    if raw.remove_leftovers {
+        return check::leftovers(&raw).map(Invocation::RemoveLeftovers);
+    }
     check(raw).map(|options| Invocation::Backup(Box::new(options)))
 }
 
@@ -256,7 +264,7 @@ mod tests {
         let line = std::iter::once(PROGRAM).chain(arguments.iter().copied()).map(OsString::from);
         match parse(line)? {
             Invocation::Backup(options) => Ok(*options),
-            Invocation::Print(text) => panic!("printed {text}"),
+            other => panic!("no backup: {other:?}"),
         }
     }
 
@@ -538,12 +546,12 @@ mod tests {
                     assert!(text.contains("--tablespace-mapping <OLDDIR=NEWDIR>"), "{text}");
                     assert!(text.contains("-h, --host"), "{text}");
                 }
-                Invocation::Backup(_) => panic!("{flag} starts a backup"),
+                Invocation::Backup(_) | Invocation::RemoveLeftovers(_) => panic!("{flag} starts a backup"),
             }
         }
         match parse([PROGRAM, "-V"].map(OsString::from)).unwrap() {
             Invocation::Print(text) => assert!(text.starts_with("pg_parallel_basebackup (")),
-            Invocation::Backup(_) => panic!("-V starts a backup"),
+            Invocation::Backup(_) | Invocation::RemoveLeftovers(_) => panic!("-V starts a backup"),
         }
     }
 }

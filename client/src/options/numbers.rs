@@ -35,6 +35,9 @@ pub fn parse_max_rate(source: &str) -> Result<u32> {
     }
 }
 
+/// The size of volumes if none is given.
+pub const VOLUME_SIZE: u64 = 1 << 30;
+
 /// Sizes that volumes can have, in bytes. No store takes an upload in more than 10,000 parts.
 const VOLUME_SIZES: RangeInclusive<u64> = 1 << 20..=64 << 30;
 

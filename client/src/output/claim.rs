@@ -262,7 +262,8 @@ fn holder() -> String {
     format!("{}\n{}\n", std::process::id(), host())
 }
 
-fn host() -> String {
+/// The name of this host, for messages.
+pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
@@ -39,6 +39,8 @@ pub struct Cleanup {
     /// How to go on with the backup if it is interrupted, where that can be.
     way_on: Mutex<Option<String>>,
     is_suspended: AtomicBool,
+    /// What is written elsewhere.
+    outside: Mutex<Option<Arc<dyn Outside>>>,
     /// What another process has left stays, whatever this one fails at; and whether it has.
     leaves: AtomicBool,
     has_left: AtomicBool,
@@ -65,6 +67,18 @@ enum Fate {
     KeptAsAsked,
     /// All of it, because it is complete but for pages that had wrong checksums before.
     KeptDamaged,
+}
+
+/// What a backup writes where no directory is: it takes it away itself.
+pub trait Outside: std::fmt::Debug + Send + Sync {
+    /// What it is called.
+    fn shown(&self) -> String;
+
+    /// Takes all of it away. Nothing is written any more, whoever tries.
+    fn remove(&self) -> Result<()>;
+
+    /// Leaves what is complete.
+    fn leave(&self) -> Result<()>;
 }
 
 impl Cleanup {
@@ -110,6 +124,16 @@ impl Cleanup {
         let claim = Some(Claim::take_over(open(path)?)?);
         all.push(Claimed { purpose, path: path.to_owned(), made: Vec::new(), claim, is_resumed: true });
         Ok(())
+    }
+
+    /// From now on the backup writes there too.
+    pub fn outside(&self, outside: Arc<dyn Outside>) {
+        *self.lock_outside() = Some(outside);
+    }
+
+    /// All of that is complete, and stays.
+    pub fn outside_is_complete(&self) {
+        *self.lock_outside() = None;
     }
 
     /// From now on the backup is left as it is if it is interrupted, so that it can be gone on with, and how.
@@ -210,6 +234,12 @@ impl Cleanup {
             (_, true) => Fate::KeptAsAsked,
             _ => Fate::Removed,
         };
+        // Whoever comes second waits for the first.
+        let mut outside = self.lock_outside();
+        if let Some(outside) = outside.take() {
+            undo_outside(&*outside, fate);
+        }
+        drop(outside);
         let mut all = self.lock();
         if fate != Fate::Removed {
             explain(&all, fate);
@@ -220,6 +250,10 @@ impl Cleanup {
                 report::error(&error);
             }
         }
+    }
+
+    fn lock_outside(&self) -> MutexGuard<'_, Option<Arc<dyn Outside>>> {
+        self.outside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Claimed>> {
@@ -260,6 +294,27 @@ impl Claimed {
             }
         }
         Ok(())
+    }
+}
+
+fn undo_outside(outside: &dyn Outside, fate: Fate) {
+    let shown = outside.shown();
+    let outcome = match fate {
+        Fate::Removed => {
+            report::info(format_args!("removing objects below \"{shown}\""));
+            outside.remove()
+        }
+        Fate::KeptAsAsked => {
+            report::info(format_args!("objects below \"{shown}\" not removed at user's request"));
+            outside.leave()
+        }
+        Fate::KeptDamaged => outside.leave(),
+    };
+    if let Err(error) = outcome {
+        report::error(&error.with_hint(format!(
+            "Remove what is left there: {} --remove-leftovers -D {shown}",
+            report::program()
+        )));
     }
 }
 

@@ -319,16 +319,20 @@ pub struct Modes {
 }
 
 /// The output that the options ask for.
-pub fn of<'a>(options: &'a Options, abort: &'a Abort, cleanup: &'a Cleanup) -> Box<dyn Output + 'a> {
-    if options.discard {
+pub fn of<'a>(
+    options: &'a Options,
+    abort: &'a Arc<Abort>,
+    cleanup: &'a Cleanup,
+) -> Result<Box<dyn Output + 'a>> {
+    Ok(if options.discard {
         Box::new(Discard)
     } else if let Some(size) = options.volumes {
-        Box::new(Volumes::new(options, size, abort, cleanup))
+        Box::new(Volumes::new(options, size, abort, cleanup)?)
     } else if options.format == Format::Tar {
         Box::new(Tar::new(options, abort, cleanup))
     } else {
         Box::new(Directory::new(options, abort, cleanup))
-    }
+    })
 }
 
 fn say(options: &Options, message: impl std::fmt::Display) {

@@ -352,7 +352,7 @@ mod tests {
         let line = [&[PROGRAM], arguments].concat().into_iter().map(std::ffi::OsString::from);
         match options::parse(line).unwrap() {
             Invocation::Backup(options) => *options,
-            Invocation::Print(text) => panic!("printed {text}"),
+            other => panic!("no backup: {other:?}"),
         }
     }
 

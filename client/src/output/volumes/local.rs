@@ -75,7 +75,7 @@ impl Store for Local<'_> {
         self.target.modes()
     }
 
-    fn create(&self, name: &str) -> Result<Box<dyn StoredFile>> {
+    fn create(&self, name: &str, _: u64) -> Result<Box<dyn StoredFile>> {
         Ok(Box::new(self.make(name)?))
     }
 
@@ -88,7 +88,7 @@ impl Store for Local<'_> {
     }
 
     fn manifest(&self) -> Result<Box<dyn StoredFile>> {
-        self.create(MANIFEST_UNDER_WAY)
+        Ok(Box::new(self.make(MANIFEST_UNDER_WAY)?))
     }
 
     fn sync(&self) -> Result<()> {

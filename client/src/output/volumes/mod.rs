@@ -5,6 +5,8 @@
 //! are collected, as for other archives that are streamed: small ones until they are whole and known to be right, a large relation file in
 //! parts that follow each other. The volume that has its first part takes all of them, and no other file meanwhile.
 
+#[cfg(feature = "object-store")]
+mod bucket;
 mod local;
 mod pool;
 mod store;
@@ -65,10 +67,15 @@ struct Groups {
 
 impl<'a> Volumes<'a> {
     /// As the options say, of volumes of this size.
-    pub fn new(options: &'a Options, size: u64, abort: &'a Abort, cleanup: &'a Cleanup) -> Self {
+    pub fn new(options: &'a Options, size: u64, abort: &'a Arc<Abort>, cleanup: &'a Cleanup) -> Result<Self> {
+        let store = store(options, abort, cleanup)?;
+        Ok(Self::of(options, size, store))
+    }
+
+    fn of(options: &'a Options, size: u64, store: Box<dyn Store + 'a>) -> Self {
         Self {
             options,
-            store: Box::new(Local::new(options, abort, cleanup)),
+            store,
             encoding: Encoding::of_volumes(options),
             size,
             groups: None,
@@ -168,6 +175,21 @@ impl<'a> Volumes<'a> {
             manifest,
             volumes,
         })
+    }
+}
+
+/// Where the options say.
+fn store<'a>(
+    options: &'a Options,
+    abort: &'a Arc<Abort>,
+    cleanup: &'a Cleanup,
+) -> Result<Box<dyn Store + 'a>> {
+    match &options.objects {
+        None => Ok(Box::new(Local::new(options, abort, cleanup))),
+        #[cfg(feature = "object-store")]
+        Some(location) => Ok(Box::new(bucket::Bucket::new(options, location, abort, cleanup)?)),
+        #[cfg(not(feature = "object-store"))]
+        Some(_) => Err(Error::local("this program was built without object storage")),
     }
 }
 
@@ -390,7 +412,8 @@ mod tests {
         let arguments = arguments.map(OsString::from).chain(["-D".into(), target.clone().into_os_string()]);
         let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
         let (abort, cleanup) = (Abort::new().unwrap(), Cleanup::default());
-        let mut output = Volumes::new(&options, options.volumes.unwrap(), &abort, &cleanup);
+        let abort = Arc::new(abort);
+        let mut output = Volumes::new(&options, options.volumes.unwrap(), &abort, &cleanup).unwrap();
         let tablespaces = [Tablespace { oid: 16384, location: b"/ts".to_vec() }];
         output.claim(Modes::STRICT).unwrap();
         output.prepare(&Layout { tablespaces: &tablespaces, wal_summaries: true }).unwrap();

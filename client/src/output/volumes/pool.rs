@@ -85,7 +85,7 @@ impl Pool {
             full.map_or(Ok(()), |full| self.complete(full))?;
             number
         };
-        Lane::new(making, self.content, number)
+        Lane::new(making, self.content, number, size)
     }
 
     /// Begins a file in it: directories that it lies in go first, and it is noted.
@@ -172,11 +172,11 @@ impl Pool {
 }
 
 impl Lane {
-    /// An empty one.
-    pub fn new(making: Making<'_>, content: Content, number: u32) -> Result<Self> {
+    /// An empty one, for a file of this size and others.
+    pub fn new(making: Making<'_>, content: Content, number: u32, size: u64) -> Result<Self> {
         let name = content.volume(number, making.encoding.suffix());
         let path = making.store.shown(&name);
-        let metered = Metered::new(making.store.create(&name)?);
+        let metered = Metered::new(making.store.create(&name, making.size.max(size))?);
         let out = making.encoding.encode(metered.clone());
         let out = out.map_err(|error| Error::io("compress file", &path, &error))?;
         let archive = Streamed::new(path, out);

@@ -28,8 +28,8 @@ pub trait Store: Send + Sync {
     /// What files get that are the client's own.
     fn modes(&self) -> Modes;
 
-    /// A volume of this name, which is there once it is finished.
-    fn create(&self, name: &str) -> Result<Box<dyn StoredFile>>;
+    /// A volume of this name, which is there once it is finished, and of about this size, or less.
+    fn create(&self, name: &str, expected: u64) -> Result<Box<dyn StoredFile>>;
 
     /// A file that nobody else sees.
     fn spool(&self) -> io::Result<File>;

@@ -84,7 +84,7 @@ impl State {
             Some(lane) => lane,
             None => {
                 self.begun += 1;
-                Lane::new(making, Content::Wal, self.begun)?
+                Lane::new(making, Content::Wal, self.begun, size)?
             }
         };
         let lane = self.lane.insert(lane);
