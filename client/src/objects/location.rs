@@ -84,6 +84,24 @@ impl Place {
     }
 }
 
+impl Location {
+    /// A prefix below this one.
+    pub fn below(&self, name: &str) -> Self {
+        let prefix = match (&self.prefix[..], name) {
+            (prefix, "") => prefix.to_owned(),
+            ("", name) => name.to_owned(),
+            (prefix, name) => format!("{prefix}/{name}"),
+        };
+        Self { prefix, ..self.clone() }
+    }
+
+    /// The prefix above this one, and this one's name there; none for all of a bucket.
+    pub fn split(&self) -> Option<(Self, &str)> {
+        let (above, name) = self.prefix.rsplit_once('/').unwrap_or(("", &self.prefix));
+        (!name.is_empty()).then(|| (Self { prefix: above.to_owned(), ..self.clone() }, name))
+    }
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.scheme {
@@ -112,6 +130,13 @@ mod tests {
             assert_eq!((location.scheme, &*location.bucket, &*location.prefix), (scheme, bucket, prefix));
             assert_eq!(location.to_string(), shown);
         }
+        let Place::Objects(location) = Place::parse("s3://b/a/c").unwrap() else { panic!("no objects") };
+        let (above, name) = location.split().unwrap();
+        assert_eq!((above.to_string(), name), ("s3://b/a".to_owned(), "c"));
+        assert_eq!(above.below(name), location);
+        let (bucket, name) = above.split().unwrap();
+        assert_eq!((bucket.to_string(), name), ("s3://b".to_owned(), "a"));
+        assert!(bucket.split().is_none() && bucket.below("") == bucket && bucket.below("a") == above);
         assert_eq!(Place::parse("file:///a/b").unwrap(), Place::Directory("/a/b".into()));
         for path in ["/a", "a", "./s3://x", "-", "", "1://x", "a b://c"] {
             assert_eq!(Place::parse(path).unwrap(), Place::Path, "{path}");

@@ -194,6 +194,24 @@ impl Remote {
         }
     }
 
+    /// Asks for some bytes of an object.
+    pub fn range(&self, name: &str, range: std::ops::Range<u64>) -> Result<Pending<Vec<u8>>> {
+        let (objects, path) = (Arc::clone(&self.objects), self.path(name)?);
+        Ok(self.send(async move {
+            match objects.get_range(&path, range.clone()).await {
+                // The body of an answer may end before its time.
+                Err(error) if may_pass(&error) => objects.get_range(&path, range).await,
+                outcome => outcome,
+            }
+            .map(|bytes| bytes.to_vec())
+        }))
+    }
+
+    /// Waits for that.
+    pub fn ranged(&self, name: &str, pending: Pending<Vec<u8>>) -> Result<Vec<u8>> {
+        self.wait(pending).map_err(|error| self.failed("read", Some(name), error))
+    }
+
     /// The size of an object; none if it is not there.
     pub fn size(&self, name: &str) -> Result<Option<u64>> {
         let (objects, path) = (Arc::clone(&self.objects), self.path(name)?);

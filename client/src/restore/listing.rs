@@ -1,15 +1,17 @@
 //! The commands `list` and `prune`: what backups in volumes there are, and which of them go.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use super::location::place;
 use super::places::{self, Summary};
+use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::report;
 
 /// Prints what backups a place has.
 pub fn list(name: &OsStr, json: bool) -> Result<String> {
-    let all = places::list(&*place(name)?)?;
+    let all = places::list(&*place(name, &abort()?)?)?;
     if json {
         let text = serde_json::to_string_pretty(&all)
             .map_err(|error| Error::local(format!("could not write JSON: {error}")))?;
@@ -20,7 +22,7 @@ pub fn list(name: &OsStr, json: bool) -> Result<String> {
 
 /// Removes what is more than so many full backups with what goes on from them.
 pub fn prune(name: &OsStr, keep_full: usize, dry_run: bool) -> Result<()> {
-    let place = place(name)?;
+    let place = place(name, &abort()?)?;
     let all = places::list(&*place)?;
     for backup in places::superfluous(&all, keep_full) {
         let shown = place.source(&backup.name)?.name();
@@ -32,6 +34,12 @@ pub fn prune(name: &OsStr, keep_full: usize, dry_run: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Nothing is there to be cleaned up: a signal ends the program.
+fn abort() -> Result<Arc<Abort>> {
+    let abort = Abort::new().map_err(|error| Error::local(format!("could not create pipe: {error}")))?;
+    Ok(Arc::new(abort))
 }
 
 /// A line for each backup, below a line that says what is what.

@@ -1,29 +1,88 @@
-//! What the user calls a place: a directory.
+//! What the user calls a place: a directory, or the URL of one or of an object store's prefix.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::places::{Directories, Place};
+#[cfg(feature = "object-store")]
+use super::remote::{Objects, Prefix};
 use super::source::{Directory, Source};
+use crate::abort::Abort;
 use crate::error::{Error, Result};
+use crate::objects::location::{self, Location};
+
+enum Named {
+    Directory(PathBuf),
+    Objects(Location),
+}
+
+fn named(name: &OsStr) -> Result<Named> {
+    // A name that is no UTF-8 is no URL.
+    Ok(match name.to_str().map(location::Place::parse).transpose()? {
+        None | Some(location::Place::Path) => Named::Directory(name.into()),
+        Some(location::Place::Directory(path)) => Named::Directory(path),
+        Some(location::Place::Objects(location)) => Named::Objects(location),
+    })
+}
 
 /// Where a backup is.
-pub fn source(name: &OsStr) -> Result<Box<dyn Source>> {
-    Ok(Box::new(Directory::open(Path::new(name))?))
+pub fn source(name: &OsStr, abort: &Arc<Abort>) -> Result<Box<dyn Source>> {
+    match named(name)? {
+        Named::Directory(path) => Ok(Box::new(Directory::open(&path)?)),
+        Named::Objects(location) => objects(&location, abort),
+    }
 }
 
 /// Where backups are.
-pub fn place(name: &OsStr) -> Result<Box<dyn Place>> {
-    Ok(Box::new(Directories::open(Path::new(name))?))
+pub fn place(name: &OsStr, abort: &Arc<Abort>) -> Result<Box<dyn Place>> {
+    match named(name)? {
+        Named::Directory(path) => Ok(Box::new(Directories::open(&path)?)),
+        Named::Objects(location) => prefix(&location, abort),
+    }
 }
 
 /// Where a backup is among others, and its name there.
-pub fn split(backup: &OsStr) -> Result<(Box<dyn Place>, String)> {
-    let path = Path::new(backup);
+pub fn split(backup: &OsStr, abort: &Arc<Abort>) -> Result<(Box<dyn Place>, String)> {
+    match named(backup)? {
+        Named::Directory(path) => split_directory(&path),
+        Named::Objects(location) => match location.split() {
+            Some((above, name)) => Ok((prefix(&above, abort)?, name.to_owned())),
+            None => Err(Error::local(format!("\"{location}\" is among no others"))),
+        },
+    }
+}
+
+fn split_directory(path: &Path) -> Result<(Box<dyn Place>, String)> {
     let path = std::fs::canonicalize(path).map_err(|error| Error::io("open directory", path, &error))?;
     let name = path.file_name().and_then(OsStr::to_str);
     match (path.parent(), name) {
         (Some(parent), Some(name)) => Ok((Box::new(Directories::open(parent)?), name.to_owned())),
         _ => Err(Error::local(format!("\"{}\" is among no others", path.display()))),
     }
+}
+
+#[cfg(feature = "object-store")]
+fn objects(location: &Location, abort: &Arc<Abort>) -> Result<Box<dyn Source>> {
+    Ok(Box::new(Objects::open(location, abort)?))
+}
+
+#[cfg(feature = "object-store")]
+fn prefix(location: &Location, abort: &Arc<Abort>) -> Result<Box<dyn Place>> {
+    Ok(Box::new(Prefix::open(location, abort)?))
+}
+
+#[cfg(not(feature = "object-store"))]
+fn objects(location: &Location, _: &Arc<Abort>) -> Result<Box<dyn Source>> {
+    Err(without(location))
+}
+
+#[cfg(not(feature = "object-store"))]
+fn prefix(location: &Location, _: &Arc<Abort>) -> Result<Box<dyn Place>> {
+    Err(without(location))
+}
+
+#[cfg(not(feature = "object-store"))]
+fn without(location: &Location) -> Error {
+    Error::local(format!("could not access \"{location}\": this program was built without object storage"))
 }

@@ -1,7 +1,7 @@
 //! A data directory from a backup in archives: the order of things, and what happens when one fails.
 //!
 //! - `options`: the command line;
-//! - `source` and `layout`: where a backup is, and what lies there;
+//! - `source` and `layout`: where a backup is, and what lies there; `remote`: in an object store;
 //! - `archive`: members out of archives; `head`: the first of them; `manifest`: what all of them must be;
 //! - `extract`: files to their places; `member`: all of a backup, by several threads; `wal`: what recovery needs;
 //! - `places`: where several backups are, and what goes on from what; `location`: what the user calls them; `listing`: the
@@ -19,6 +19,8 @@ pub mod manifest;
 mod member;
 pub mod options;
 mod places;
+#[cfg(feature = "object-store")]
+mod remote;
 mod source;
 mod wal;
 
@@ -26,6 +28,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use self::location::{source, split};
 use self::member::{Backup, Places, Way};
@@ -54,8 +57,8 @@ pub fn read_archive(compression: u8, stored: std::io::Cursor<Vec<u8>>) {
 }
 
 /// Restores a backup. All errors but the one returned have been reported.
-pub fn run(options: &Options, abort: &Abort, cleanup: &Cleanup) -> Result<()> {
-    let backups = open(options)?;
+pub fn run(options: &Options, abort: &Arc<Abort>, cleanup: &Cleanup) -> Result<()> {
+    let backups = open(options, abort)?;
     abort.expect_cleanup();
     let counters = Counters::default();
     for (files, bytes) in backups.iter().filter_map(Backup::totals) {
@@ -80,19 +83,19 @@ pub fn run(options: &Options, abort: &Abort, cleanup: &Cleanup) -> Result<()> {
 }
 
 /// Everything that can be found wrong before anything is written.
-fn open(options: &Options) -> Result<Vec<Backup>> {
+fn open(options: &Options, abort: &Arc<Abort>) -> Result<Vec<Backup>> {
     for directory in std::iter::once(&options.target).chain(&options.waldir) {
         check_free(directory, std::iter::empty())?;
     }
     let mut backups: Vec<Backup> = options
         .backups
         .iter()
-        .map(|place| Backup::open(source(place)?, way(options)))
+        .map(|place| Backup::open(source(place, abort)?, way(options)))
         .collect::<Result<_>>()?;
     let is_increment =
         |backup: &Backup| backup.index.as_ref().is_some_and(|index| index.incremental.is_some());
     match (&options.backups[..], &backups[..]) {
-        ([place], [backup]) if is_increment(backup) => backups = whole_chain(place, options)?,
+        ([place], [backup]) if is_increment(backup) => backups = whole_chain(place, options, abort)?,
         _ => {}
     }
     check_chain(&backups)?;
@@ -108,8 +111,8 @@ fn open(options: &Options) -> Result<Vec<Backup>> {
 }
 
 /// What an increment in volumes needs, from where it is itself.
-fn whole_chain(backup: &OsStr, options: &Options) -> Result<Vec<Backup>> {
-    let (place, name) = split(backup)?;
+fn whole_chain(backup: &OsStr, options: &Options, abort: &Arc<Abort>) -> Result<Vec<Backup>> {
+    let (place, name) = split(backup, abort)?;
     let all = places::list(&*place)?;
     let chain = places::chain(&all, &name)?;
     chain.iter().map(|name| Backup::open(place.source(name)?, way(options))).collect()

@@ -401,11 +401,11 @@ mod tests {
         output.put(&piece, &collected).unwrap();
     }
 
+    /// What is in each volume: names and bytes.
+    type Contents = HashMap<String, Vec<(String, Vec<u8>)>>;
+
     /// The index of a backup in volumes of 1 MB, and what is in each.
-    fn volumes(
-        arguments: &[&str],
-        work: impl FnOnce(&Volumes<'_>),
-    ) -> (Index, HashMap<String, Vec<(String, Vec<u8>)>>) {
+    fn volumes(arguments: &[&str], work: impl FnOnce(&Volumes<'_>)) -> (Index, Contents) {
         let place = tempfile::tempdir().unwrap();
         let target = place.path().join("target");
         let arguments = ["pg_parallel_basebackup", "-Ft", "--volumes=1MB"].iter().chain(arguments);
