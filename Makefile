@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak lint build install deb clean
+.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -63,7 +63,10 @@ bench: ## pg_parallel_basebackup against pg_basebackup and cp, on 5 GB of data
 bench-quick: ## the same on less, in a few minutes
 	@tools/bench.sh --quick
 
-lint: ## rustfmt and clippy, both without complaints
+fuzz: ## what others have written is read, as it may be damaged: MINUTES=10 for each target, or TARGETS='manifest index'
+	@MINUTES='$(MINUTES)' TARGETS='$(TARGETS)' tools/fuzz.sh
+
+lint: ## rustfmt, clippy and cargo-deny, without complaints
 	@tools/lint.sh
 
 build: ## the patched server, the extension and the client, in build/pg18

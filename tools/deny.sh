@@ -20,10 +20,10 @@ if [ -z "$deny" ]; then
 	fi
 fi
 say 'cargo-deny'
-"$deny" --log-level error check --hide-inclusion-graph licenses bans sources
+"$deny" --workspace --locked --log-level error check --hide-inclusion-graph licenses bans sources
 # The database of advisories is a git repository elsewhere: not every machine may go there.
 if "$deny" --log-level off fetch db 2>/dev/null; then
-	"$deny" --log-level error check --hide-inclusion-graph advisories
+	"$deny" --workspace --locked --log-level error check --hide-inclusion-graph advisories
 else
 	note 'the database of advisories cannot be reached: nobody has looked into it'
 fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# rustfmt and clippy over the whole workspace; shellcheck over these scripts where it is installed.
+# rustfmt and clippy over the whole workspace; cargo-deny over what is built in; shellcheck over these scripts where it is
+# installed.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/rust.sh"
@@ -21,6 +22,7 @@ say 'clippy'
 use_target_dir
 use_server "$INSTALL/bin/pg_config"
 cargo clippy --workspace --all-targets "${features[@]}" -- -D warnings
+"$TOOLS/deny.sh"
 if command -v shellcheck >/dev/null; then
 	say 'shellcheck'
 	shellcheck --source-path="$TOOLS" --external-sources "$TOOLS"/*.sh "$ROOT"/tests/*.sh "$ROOT"/docs/recipes/*.sh .ci/run

