@@ -10,10 +10,12 @@ use Carp;
 use Digest::SHA ();
 use Exporter 'import';
 use File::Path ();
+use JSON::PP ();
+use List::Util ();
 use ParallelBackup::Test;
 use PostgreSQL::Test::Utils;
 
-our @EXPORT = qw(members extract_backup tar_programs);
+our @EXPORT = qw(members extract_backup extract_volumes volume_index tar_programs);
 
 use constant BLOCK => 512;
 
@@ -110,6 +112,69 @@ sub extract_backup
 		$from->($oid, "$directory/pg_tblspc/$oid") if !-e "$directory/pg_tblspc/$oid";
 	}
 	return;
+}
+
+# The index of a backup in volumes, after a look at everything that docs/volumes.md promises of it: each volume is there, of
+# the size and digest that it says, an archive for itself with just the files that it lists, and nothing else is there.
+sub volume_index
+{
+	my ($place) = @_;
+	my $index = JSON::PP->new->utf8->decode(slurp_file("$place/backup_index.json"));
+	my (%there, %files, %numbers);
+
+	croak "version is $index->{version}" if $index->{version} != 1;
+	for my $stored (grep { defined } $index->{manifest}, @{ $index->{volumes} })
+	{
+		my $path = "$place/$stored->{name}";
+		croak "\"$path\" has another size" if -s $path != $stored->{size};
+		croak "\"$path\" has another digest" if Digest::SHA->new(256)->addfile($path, 'b')->hexdigest ne $stored->{sha256};
+		$there{ $stored->{name} } = 1;
+	}
+	for my $volume (@{ $index->{volumes} })
+	{
+		my $content = $volume->{content};
+		my $oid = ref $content ? $content->{tablespace} : undef;
+		my ($stem, $within) = $oid ? ($oid, "pg_tblspc/$oid/") : $content eq 'wal' ? ('pg_wal', 'pg_wal/') : ('base', '');
+		my ($number) = $volume->{name} =~ /^$stem\.(\d{5,})\.tar/ or croak "\"$volume->{name}\" is not of $stem";
+		croak "number of \"$volume->{name}\"" if $number != ++$numbers{$stem};
+		my @members = members("$place/$volume->{name}");
+		my @listed = map { ref ? pack('H*', $_->{hex}) : JSON::PP->new->utf8->allow_nonref->encode($_) =~ s/^"|"\z//gr } @{ $volume->{files} };
+		my @found = map { $within . $_->{name} } grep { $_->{type} ne '5' } @members;
+		croak "\"$volume->{name}\" has other files than the index says" if "@found" ne "@listed";
+		for (@found) { croak "\"$_\" is there twice" if $files{$_}++ }
+	}
+	my @others = grep { !$there{$_} } grep { !/^\.\.?\z/ && $_ ne 'backup_index.json' } slurp_dir($place);
+	croak "there is also @others" if @others;
+	return $index;
+}
+
+# Makes a data directory of volumes, by plain tar and in a random order, as extract_backup does it of archives.
+sub extract_volumes
+{
+	my ($place, $directory) = @_;
+	my $index = volume_index($place);
+	my %in_place = map { ($_->{oid} => 1) } grep { ref $_->{location} || $_->{location} !~ m{^/} } @{ $index->{tablespaces} };
+
+	for my $volume (List::Util::shuffle(@{ $index->{volumes} }))
+	{
+		my ($suffix) = $volume->{name} =~ /\.tar(?:\.(gz|lz4|zst))?\z/;
+		my $oid = ref $volume->{content} ? $volume->{content}{tablespace} : undef;
+		my $to = $oid ? ($in_place{$oid} ? "$directory/pg_tblspc/$oid" : "$directory.$oid") : $volume->{content} eq 'wal' ? "$directory/pg_wal" : $directory;
+		my $filter = join ' ', $suffix ? @{ $filter{$suffix} } : 'cat';
+		File::Path::make_path($to, { mode => 0700 });
+		system('bash', '-c', "set -o pipefail; $filter '$place/$volume->{name}' | tar -xpf - -C '$to'") == 0
+		  or croak "could not extract \"$volume->{name}\"";
+	}
+	chmod 0700, $directory;
+	my $map = -e "$directory/tablespace_map" ? slurp_file("$directory/tablespace_map") : '';
+	for my $oid ($map =~ /^(\d+) /gm)
+	{
+		File::Path::make_path("$directory.$oid", "$directory/pg_tblspc", { mode => 0700 });
+		symlink "$directory.$oid", "$directory/pg_tblspc/$oid" or croak $!;
+		$map =~ s/^$oid .*$/$oid $directory.$oid/m;
+	}
+	write_file("$directory/tablespace_map", $map) if $map ne '';
+	return $index;
 }
 
 1;
