@@ -10,7 +10,7 @@ use_target_dir
 use_server "$INSTALL/bin/pg_config"
 mkdir -p "$LOGS"
 status=0
-(cd "$ROOT" && cargo test --workspace --lib --bins --tests --no-fail-fast "${features[@]}") \
+(cd "$ROOT" && cargo test --workspace --lib --bins --tests --no-fail-fast "${workspace_features[@]}") \
 	>"$LOGS/unit.log" 2>&1 </dev/null || status=$?
 
 # "test result: ok. 12 passed; 0 failed; 1 ignored; ..."

@@ -21,7 +21,7 @@ cargo fmt --all --check
 say 'clippy'
 use_target_dir
 use_server "$INSTALL/bin/pg_config"
-cargo clippy --workspace --all-targets "${features[@]}" -- -D warnings
+cargo clippy --workspace --all-targets "${workspace_features[@]}" -- -D warnings
 "$TOOLS/deny.sh"
 if command -v shellcheck >/dev/null; then
 	say 'shellcheck'

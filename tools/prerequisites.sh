@@ -18,6 +18,14 @@ has_psycopg() {
 	done
 	return 1
 }
+# As tools/objects.sh looks for it.
+has_venv() {
+	local python
+	for python in ${PPB_PYTHON:-} python3 /usr/bin/python3; do
+		if "$python" -c 'import ensurepip, venv' 2>/dev/null; then return 0; fi
+	done
+	return 1
+}
 has_perl() { perl "${@/#/-M}" -e 1 2>/dev/null; }
 # bindgen loads libclang when it runs and needs the compiler's own headers (stddef.h) with it.
 # Any version does; Debian's generic package brings the one of its release.
@@ -81,6 +89,9 @@ needs() {
 		echo 'lz4|the program lz4|has_program lz4'
 		echo 'zstd|the program zstd|has_program zstd'
 		echo 'libarchive-tools|bsdtar|has_program bsdtar'
+		if [ -z "${PPB_NO_OBJECTS:-}" ]; then
+			echo 'python3-venv|venv for Python, with pip|has_venv'
+		fi
 		echo 'python3-psycopg|psycopg 3 for Python (PPB_PYTHON names one that has it)|has_psycopg'
 	fi
 }

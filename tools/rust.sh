@@ -2,6 +2,8 @@
 # shellcheck shell=bash disable=SC2034
 
 features=(--locked --no-default-features --features "pg$PG")
+# The same of the whole workspace: the client has no server, and is tested with all that it can.
+workspace_features=("${features[@]}" --features pg_parallel_backup_client/object-store)
 
 # The target directory is kept in the cache, so that a fresh clone does not compile the
 # dependencies again. cargo tells two checkouts' own crates apart by file times alone: after a

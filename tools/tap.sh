@@ -1,10 +1,14 @@
 # How TAP files on PostgreSQL::Test::Cluster are run. Sourced after lib.sh and counts.sh.
 # shellcheck shell=bash
 
+# shellcheck source=objects.sh
+. "$TOOLS/objects.sh"
+
 # tap_environment SUITE: a scratch directory for the servers, whose logs go to build/log/SUITE. TAP files find,
 # besides what PostgreSQL's own build sets for such tests:
 #   STOCK_INCLUDE   the server headers of the same release without the patch
 #   PPB_ROOT        the checkout
+#   PPB_S3          the URL of an object store, if a file is run whose name has "object" in it
 #   PPB_STOCK       set where the server is a stock one, of build/stock$PG
 # and the programs of the server first in PATH.
 tap_environment() {
@@ -37,6 +41,7 @@ tap_environment() {
 }
 
 before_scratch_goes() {
+	end_object_server
 	if [ -d "$SCRATCH/log" ]; then cp -r "$SCRATCH/log" "$tap_logs"; fi
 	if [ "$1" -ne 0 ]; then note "logs: $tap_logs"; fi
 }
@@ -47,6 +52,7 @@ run_tap() {
 	local suite=$1 status=0 passed=0 failed=1
 	cd "$2" || exit 1
 	shift 2
+	case "$*" in *object*) object_server "$SCRATCH/log/object_store.log" ;; esac
 	run_job "$TOOLS/as-user.sh" perl "$RUN_ROOT/tools/run-tap.pl" "${PPB_JOBS:-2}" "$SCRATCH/log/counts" \
 		"$@" || status=$?
 	if [ -f "$SCRATCH/log/counts" ]; then

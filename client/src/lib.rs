@@ -8,6 +8,8 @@
 //! - `compress`: what comes compressed;
 //! - `wal`: segments, the WAL stream, and what WAL says of itself;
 //! - `output`: where all of it goes;
+//! - `objects`: object storage, for those who write there and those who read;
+//! - `catalog`: what a backup in volumes says of itself;
 //! - `report`: what the user hears.
 //!
 //! All of them use `abort`, `signals` and `error` (how it ends), `manifest`, and `os` and `limits` (the operating

@@ -132,6 +132,8 @@ SKIP:
 	{
 		File::Copy::copy("$part->[1]/backup_manifest", "$parts[$part->[0]]/backup_manifest") or die $!;
 	}
+	# As in plain format: the links are there. Or recovery would make them lead to the increment's.
+	unlink "$_/tablespace_map" or die $! for @parts;
 	my ($ts) = map { $_->{oid} } grep { $_->{location} eq "$tempdir/ts" } @{ $index->{tablespaces} };
 	command_ok([ 'pg_combinebackup', '--no-sync', '-o' => $copy->data_dir, "--tablespace-mapping=$parts[1].$ts=$tempdir/combined_ts", @parts ], 'pg_combinebackup');
 	command_ok([ 'pg_verifybackup', '--ignore' => 'tablespace_map', $copy->data_dir ], 'increment: pg_verifybackup of what was combined');

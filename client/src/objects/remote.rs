@@ -452,7 +452,30 @@ enum Failed {
     Other(Error),
 }
 
-/// Whether the same might succeed at another time: the network, or the server, failed.
+/// Whether the same might succeed at another time: the network, or the server, failed, and did not refuse.
 fn may_pass(error: &object_store::Error) -> bool {
-    matches!(error, object_store::Error::Generic { .. })
+    const STATUS: &str = "status code: ";
+    let object_store::Error::Generic { .. } = error else { return false };
+    // Of some requests nothing tells a refusal but this.
+    let text = error.to_string();
+    let status = text.split_once(STATUS).and_then(|(_, behind)| behind.get(..3));
+    !status.is_some_and(|status| status.starts_with('4') && !matches!(status, "408" | "429"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass() {
+        let generic =
+            |text: &str| object_store::Error::Generic { store: "S3", source: text.to_owned().into() };
+        for text in
+            ["connection reset", "status code: 500 x", "status code: 429 Slow Down", "status code: 408 x"]
+        {
+            assert!(may_pass(&generic(text)), "{text}");
+        }
+        assert!(!may_pass(&generic("Server returned non-2xx status code: 403 Forbidden: <Error>")));
+        assert!(!may_pass(&object_store::Error::NotFound { path: String::new(), source: "x".into() }));
+    }
 }

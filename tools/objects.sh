@@ -1,0 +1,46 @@
+# An object store for tests: moto, which speaks S3 and is none of ours. Sourced after lib.sh and rust.sh's like.
+# shellcheck shell=bash
+
+# Released versions, of which none takes another's place unnoticed.
+MOTO=5.2.5 FLASK=3.1.3 FLASK_CORS=6.0.5
+
+# object_server LOG: starts it, and exports PPB_S3, its URL. Once installed in the cache it needs no network. Where it cannot be
+# had that is an error, unless PPB_NO_OBJECTS says that those tests may be left out.
+object_server() {
+	local log=$1 place port
+	if [ -n "${PPB_NO_OBJECTS:-}" ]; then
+		note 'PPB_NO_OBJECTS: NOTHING IS TESTED on an object store'
+		return
+	fi
+	place=$(cache_dir)/moto-$MOTO
+	if [ ! -f "$place/.complete" ]; then
+		rm -rf "$place"
+		step "Installing an object store for tests (moto $MOTO)" install_moto "$place"
+	fi
+	port=$("$place/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+	env -u http_proxy -u https_proxy PYTHONUNBUFFERED=1 "$place/bin/moto_server" -H 127.0.0.1 -p "$port" >"$log" 2>&1 &
+	OBJECT_SERVER=$!
+	for _ in $(seq 300); do
+		if curl -s -o /dev/null --noproxy '*' "http://127.0.0.1:$port/"; then
+			export PPB_S3=http://127.0.0.1:$port
+			return
+		fi
+		sleep 0.1
+	done
+	die 'the object store for tests does not answer' "its log: $log"
+}
+
+# In a virtual environment: by pip, from wherever that is configured to look.
+install_moto() {
+	local python
+	for python in ${PPB_PYTHON:-} python3 /usr/bin/python3; do
+		if "$python" -c 'import ensurepip, venv' 2>/dev/null; then break; fi
+	done
+	"$python" -m venv "$1" &&
+		"$1/bin/pip" install --quiet --disable-pip-version-check "moto[s3]==$MOTO" "flask==$FLASK" "flask-cors==$FLASK_CORS" &&
+		touch "$1/.complete"
+}
+
+end_object_server() {
+	if [ -n "${OBJECT_SERVER:-}" ]; then kill "$OBJECT_SERVER" 2>/dev/null || true; fi
+}
