@@ -14,6 +14,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes ();
+use ParallelBackup::Client;
 use ParallelBackup::Proxy;
 use ParallelBackup::Test;
 
@@ -23,17 +24,6 @@ my $node = parallel_node('main', extension => 1, conf => "checkpoint_timeout = '
 make_file($node->data_dir . '/large', 8 * 1024 * 1024);
 my @client = ('pg_parallel_basebackup', '--no-sync', '-D' => $target);
 
-sub start_client
-{
-	my (@options) = @_;
-	my %run = (out => '', err => '');
-
-	local %ENV = $node->_get_env();
-	$run{handle} = IPC::Run::start([ @client, @options ], '>' => \$run{out}, '2>' => \$run{err},
-		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
-	return \%run;
-}
-
 sub is_sending
 {
 	my ($run) = @_;
@@ -41,16 +31,6 @@ sub is_sending
 	$node->poll_query_until('postgres', 'SELECT count(*) > 0 FROM pg_stat_activity WHERE ' . sending())
 	  or die "the transfer did not begin: $run->{err}";
 	return;
-}
-
-sub ended
-{
-	my ($run) = @_;
-
-	$run->{handle}->finish;
-	note($run->{err});
-	my $status = $run->{handle}->full_result(0);
-	return $status & 127 ? 'signal ' . ($status & 127) : $status >> 8;
 }
 
 sub nothing_is_left
@@ -108,40 +88,41 @@ sub start_proxy
 for my $signal (qw(HUP INT))
 {
 	local $SIG{$signal} = 'IGNORE';
-	my $run = start_client('-c' => 'fast', '-r' => '8M');
+	my $run = start_client($node, @client, '-c' => 'fast', '-r' => '8M');
 	is_sending($run);
 	$run->{handle}->signal($signal);
-	is(ended($run), 0, "SIG$signal is ignored: the backup goes on");
+	is(client_ended($run), 0, "SIG$signal is ignored: the backup goes on");
 	command_ok([ 'pg_verifybackup', $target ], "SIG$signal is ignored: pg_verifybackup");
 	File::Path::remove_tree($target);
 }
 for my $signal (qw(HUP INT TERM))
 {
-	my $run = start_client('-c' => 'fast', '-r' => '4M');
+	my $run = start_client($node, @client, '-c' => 'fast', '-r' => '4M');
 	is_sending($run);
 	$run->{handle}->signal($signal);
-	is(ended($run), 1, "SIG$signal: exit code");
+	is(client_ended($run), 1, "SIG$signal: exit code");
 	is(scalar(() = $run->{err} =~ /error: /g), 1, "SIG$signal: one error");
 	like($run->{err}, qr/^pg_parallel_basebackup: error: backup was interrupted$/m, "SIG$signal: says so");
 	nothing_is_left("SIG$signal");
 }
 
-# --- nobody answers any more: during a transfer, and while the checkpoint is waited for
+# --- nobody answers any more: during a transfer, and while the checkpoint is waited for. With a lease the server, which
+# cannot be told, would keep the backup
 for my $case ([ 'a transfer', '-c' => 'fast', '-r' => '4M' ], [ 'a checkpoint', '-c' => 'spread' ])
 {
 	my ($name, @options) = @$case;
 	my ($proxy, $port) = start_proxy();
 	$node->safe_psql('postgres', 'CREATE TABLE IF NOT EXISTS t AS SELECT generate_series(1, 20000) AS id; UPDATE t SET id = id');
-	my $run = start_client(@options, '-h' => '127.0.0.1', '-p' => $port);
+	my $run = start_client($node, @client, '--lease' => 0, @options, '-h' => '127.0.0.1', '-p' => $port);
 	if ($options[1] eq 'fast') { is_sending($run) }
 	else
 	{
-		$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP'))
+		$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP|starting parallel backup'))
 		  or die "no checkpoint: $run->{err}";
 	}
 	kill 'USR1', $proxy;
 	$run->{handle}->signal('TERM');
-	is(ended($run), 1, "stalled in $name: exit code");
+	is(client_ended($run), 1, "stalled in $name: exit code");
 	like($run->{err}, qr/^pg_parallel_basebackup: error: backup was interrupted$/m, "stalled in $name: says so");
 	ok(!-e $target, "stalled in $name: nothing is left");
 	kill 'TERM', $proxy;
@@ -154,11 +135,11 @@ for my $case ([ 'a transfer', '-c' => 'fast', '-r' => '4M' ], [ 'a checkpoint', 
 # is over
 {
 	$node->safe_psql('postgres', 'UPDATE t SET id = id');
-	my $run = start_client('-c' => 'spread');
-	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP'))
+	my $run = start_client($node, @client, '-c' => 'spread');
+	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP|starting parallel backup'))
 	  or die "no checkpoint: $run->{err}";
 	$run->{handle}->signal('INT');
-	is(ended($run), 1, 'cancelled: exit code');
+	is(client_ended($run), 1, 'cancelled: exit code');
 	nothing_is_left('cancelled');
 	$node->safe_psql('postgres', 'CHECKPOINT');
 }
@@ -178,12 +159,12 @@ SKIP:
 	$node->restart;
 	my $proxy = ParallelBackup::Proxy->new(server => $node->port, log => "$tempdir/codes");
 	$node->safe_psql('postgres', 'UPDATE t SET id = id');
-	my $run = start_client('-c' => 'spread', '-d' => 'host=127.0.0.1 sslmode=require gssencmode=disable port=' . $proxy->port);
-	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP'))
+	my $run = start_client($node, @client, '-c' => 'spread', '-d' => 'host=127.0.0.1 sslmode=require gssencmode=disable port=' . $proxy->port);
+	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP|starting parallel backup'))
 	  or die "no checkpoint: $run->{err}";
 	my $before = () = slurp_file("$tempdir/codes") =~ /^/mg;
 	$run->{handle}->signal('INT');
-	is(ended($run), 1, 'cancelled over TLS: exit code');
+	is(client_ended($run), 1, 'cancelled over TLS: exit code');
 	nothing_is_left('cancelled over TLS');
 	my @codes = split /\n/, slurp_file("$tempdir/codes");
 	cmp_ok(scalar @codes, '>', $before, 'cancelled over TLS: by a request');
@@ -198,8 +179,8 @@ for my $made (0, 1)
 {
 	mkdir $target if !$made;
 	$node->safe_psql('postgres', 'UPDATE t SET id = id');
-	my $run = start_client('-c' => 'spread');
-	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP'))
+	my $run = start_client($node, @client, '-c' => 'spread');
+	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP|starting parallel backup'))
 	  or die "no checkpoint: $run->{err}";
 	POSIX::mkfifo("$target/backup_manifest.tmp", 0600) or die "no FIFO: $!";
 	$node->safe_psql('postgres', 'CHECKPOINT');
@@ -212,10 +193,11 @@ for my $made (0, 1)
 		$run->{handle}->pump_nb;
 		Time::HiRes::sleep(0.05);
 	}
-	is(ended($run), 1, 'two signals: exit code');
+	is(client_ended($run), 1, 'two signals: exit code');
 	like($run->{err}, qr/^pg_parallel_basebackup: error: backup was interrupted\n.*removing (?:contents of )?data directory/m, 'two signals: says so');
 	is_deeply([ $made ? grep { -e } $target : grep { !/^\.\.?\z/ } slurp_dir($target) ], [], 'two signals: nothing is left');
 	File::Path::remove_tree($target);
+	nothing_is_left('two signals');
 }
 
 # --- a file that would be longer than the user allows

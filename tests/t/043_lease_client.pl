@@ -9,6 +9,7 @@ use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use ParallelBackup::Client;
 use ParallelBackup::Disturbance;
 use ParallelBackup::Lease;
 use ParallelBackup::Proxy;
@@ -27,26 +28,14 @@ make_file($node->data_dir . '/base/5/987654', 16 * 1024 * 1024);
 my @client = ('pg_parallel_basebackup', '--no-sync', '-v', '-c' => 'fast', '-D' => $target);
 
 # A backup that is under way, slowly, and fetches on its coordinator.
-sub start_client
+sub fetching_client
 {
 	my (@options) = @_;
-	my %run = (out => '', err => '');
+	my $run = start_client($node, @client, '-r' => '4M', @options);
 
-	local %ENV = $node->_get_env();
-	$run{handle} = IPC::Run::start([ @client, '-r' => '4M', @options ], '>' => \$run{out}, '2>' => \$run{err}, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	wait_until($node, 'SELECT count(*) > 0 FROM parallel_backup.backups WHERE pid IN (SELECT pid FROM pg_stat_activity WHERE ' . sending() . ')', 'the coordinator fetches');
-	($run{id}, $run{coordinator}) = split /\|/, sql($node, 'SELECT backup_id, pid FROM parallel_backup.backups');
-	return \%run;
-}
-
-sub ended
-{
-	my ($run) = @_;
-
-	$run->{handle}->finish;
-	note($run->{err});
-	my $status = $run->{handle}->full_result(0);
-	return $status & 127 ? 'signal ' . ($status & 127) : $status >> 8;
+	@$run{qw(id coordinator)} = split /\|/, sql($node, 'SELECT backup_id, pid FROM parallel_backup.backups');
+	return $run;
 }
 
 # It is there, and right.
@@ -72,7 +61,7 @@ sub is_not_there
 
 # --- the coordinator's server process ends, again and again; the WAL stream's, and those of the workers
 {
-	my $run = start_client('--lease' => 60, '-j' => 2);
+	my $run = fetching_client('--lease' => 60, '-j' => 2);
 	is(row($node, 'lease, attached', $run->{id}), '60|t', 'the lease');
 	for my $round (1 .. 3)
 	{
@@ -81,7 +70,7 @@ sub is_not_there
 		$run->{coordinator} = row($node, 'pid', $run->{id});
 	}
 	sql($node, q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pg_parallel_basebackup'));
-	is(ended($run), 0, 'connections were lost: exit code');
+	is(client_ended($run), 0, 'connections were lost: exit code');
 	is(scalar(() = $run->{err} =~ /: came back to the backup$/mg), 4, 'connections were lost: came back');
 	like($run->{err}, qr/: going on with the WAL stream$/m, 'connections were lost: the WAL stream too');
 	like($run->{err}, qr/: released the backup on the server$/m, 'connections were lost: released');
@@ -91,10 +80,10 @@ sub is_not_there
 
 # --- the server ends with the backup: it is not there any more when the client comes back
 {
-	my $run = start_client('--lease' => 60, '-j' => 2);
+	my $run = fetching_client('--lease' => 60, '-j' => 2);
 	$node->stop('immediate');
 	$node->start;
-	is(ended($run), 2, 'the server has restarted: exit code');
+	is(client_ended($run), 2, 'the server has restarted: exit code');
 	like($run->{err}, qr/error: (?:\S.*: )?the server does not have the backup any more: ERROR: +parallel backup "$run->{id}" does not exist$/m, 'the server has restarted: error');
 	like($run->{err}, qr/^\S+ hint: What was in the way may pass: the backup can be begun anew by the same command\.$/m, 'the server has restarted: hint');
 	nothing_left($node, 'the server has restarted');
@@ -103,9 +92,9 @@ sub is_not_there
 
 # --- cancelled on the server, which is meant
 {
-	my $run = start_client('--lease' => 60, '-X' => 'none');
+	my $run = fetching_client('--lease' => 60, '-X' => 'none');
 	sql($node, "SELECT parallel_backup.cancel_backup('$run->{id}')");
-	is(ended($run), 2, 'cancelled: exit code');
+	is(client_ended($run), 2, 'cancelled: exit code');
 	like($run->{err}, qr/error: .*parallel backup "$run->{id}"/, 'cancelled: error');
 	nothing_left($node, 'cancelled');
 	is_not_there('cancelled');
@@ -113,10 +102,10 @@ sub is_not_there
 
 # --- somebody else has taken the backup over: it is left to him
 {
-	my $run = start_client('--lease' => 60, '-j' => 1);
+	my $run = fetching_client('--lease' => 60, '-j' => 1);
 	my $other = connection($node);
 	attach_ok($other, $run->{id});
-	is(ended($run), 1, 'taken over: exit code');
+	is(client_ended($run), 1, 'taken over: exit code');
 	like($run->{err}, qr/error: .*parallel backup "$run->{id}" was taken over by another session$/m, 'taken over: error');
 	is(row($node, 'state, attached', $run->{id}), 'running|t', 'taken over: it goes on');
 	query_ok($other, 'STOP_BACKUP (RELEASE)');
@@ -127,9 +116,9 @@ sub is_not_there
 
 # --- interrupted, where nobody can go on with it
 {
-	my $run = start_client('--lease' => 60, '-j' => 2, '-Ft');
+	my $run = fetching_client('--lease' => 60, '-j' => 2, '-Ft');
 	$run->{handle}->signal('INT');
-	is(ended($run), 1, 'archives, interrupted: exit code');
+	is(client_ended($run), 1, 'archives, interrupted: exit code');
 	unlike($run->{err}, qr/--resume/, 'archives, interrupted: not to be resumed');
 	like($run->{err}, qr/: released the backup on the server$/m, 'archives, interrupted: released');
 	nothing_left($node, 'archives, interrupted');
@@ -138,9 +127,9 @@ sub is_not_there
 
 # --- what is wrong here is nothing that passes
 {
-	my $run = start_client('--lease' => 60, '-j' => 1, '-N');
+	my $run = fetching_client('--lease' => 60, '-j' => 1, '-N');
 	rename $target, "$target.away" or die $!;
-	is(ended($run), 1, 'the directory is gone: exit code');
+	is(client_ended($run), 1, 'the directory is gone: exit code');
 	nothing_left($node, 'the directory is gone');
 	File::Path::remove_tree($target, "$target.away");
 }
@@ -149,19 +138,19 @@ sub is_not_there
 {
 	sql($node, q(ALTER SYSTEM SET pg_parallel_backup.max_lease = 0));
 	$node->reload;
-	my $run = start_client('--lease' => 60, '-X' => 'none');
+	my $run = fetching_client('--lease' => 60, '-X' => 'none');
 	is(row($node, 'lease', $run->{id}), '', 'no leases: none');
 	sql($node, "SELECT pg_terminate_backend($run->{coordinator})");
-	is(ended($run), 2, 'no leases: exit code');
+	is(client_ended($run), 2, 'no leases: exit code');
 	like($run->{err}, qr/warning: the server grants no leases \(pg_parallel_backup\.max_lease\): a connection that is lost ends the backup$/m, 'no leases: warning');
 	like($run->{err}, qr/error: lost the connection that coordinates the backup: /, 'no leases: error');
 	nothing_left($node, 'no leases');
 	is_not_there('no leases');
 	sql($node, q(ALTER SYSTEM SET pg_parallel_backup.max_lease = '20s'));
 	$node->reload;
-	$run = start_client('--lease' => 60);
+	$run = fetching_client('--lease' => 60);
 	is(row($node, 'lease', $run->{id}), 20, 'a shorter lease');
-	is(ended($run), 0, 'a shorter lease: exit code');
+	is(client_ended($run), 0, 'a shorter lease: exit code');
 	nothing_left($node, 'a shorter lease');
 	is_good('a shorter lease');
 	sql($node, q(ALTER SYSTEM RESET pg_parallel_backup.max_lease));

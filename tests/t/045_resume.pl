@@ -11,6 +11,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes ();
+use ParallelBackup::Client;
 use ParallelBackup::Disturbance;
 use ParallelBackup::Lease;
 use ParallelBackup::Test;
@@ -49,30 +50,10 @@ sub next_backup
 	return;
 }
 
-sub start_client
-{
-	my (@options) = @_;
-	my %run = (out => '', err => '');
-
-	local %ENV = $node->_get_env();
-	$run{handle} = IPC::Run::start([ @client, @options ], '>' => \$run{out}, '2>' => \$run{err}, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
-	return \%run;
-}
-
-sub ended
-{
-	my ($run) = @_;
-
-	$run->{handle}->finish;
-	note($run->{err});
-	my $status = $run->{handle}->full_result(0);
-	return $status & 127 ? 'signal ' . ($status & 127) : $status >> 8;
-}
-
 sub run_client
 {
-	my $run = start_client(@_);
-	my $code = ended($run);
+	my $run = start_client($node, @client, @_);
+	my $code = client_ended($run);
 
 	return ($code, $run->{err});
 }
@@ -81,20 +62,11 @@ sub run_client
 sub under_way
 {
 	my (@options) = @_;
-	my $run = start_client('-r' => '6M', @options);
+	my $run = start_client($node, @client, '-r' => '6M', @options);
 
 	$node->poll_query_until('postgres', 'SELECT count(*) > 0 FROM parallel_backup.backups WHERE files > 100') or die "no files: $run->{err}";
 	$run->{id} = sql($node, 'SELECT backup_id FROM parallel_backup.backups');
 	return $run;
-}
-
-sub kill_client
-{
-	my ($run) = @_;
-
-	$run->{handle}->signal('KILL');
-	is(ended($run), 'signal 9', 'killed');
-	return;
 }
 
 sub is_good
@@ -119,7 +91,7 @@ sub is_good
 	next_backup();
 	my $run = under_way();
 	$run->{handle}->signal('INT');
-	is(ended($run), 3, 'interrupted: exit code');
+	is(client_ended($run), 3, 'interrupted: exit code');
 	like($run->{err}, qr/error: backup was interrupted\n\S+ hint: To go on with it, run the same command with --resume within 120 seconds\. To give it up, run SELECT parallel_backup\.cancel_backup\('$run->{id}'\) on the server, and remove everything in directory "\Q$target\E"\.$/m, 'interrupted: what can be done');
 	wait_until($node, "SELECT NOT attached FROM parallel_backup.backups WHERE backup_id = '$run->{id}'", 'interrupted: the server keeps it');
 
@@ -142,12 +114,12 @@ sub is_good
 	}
 	ok(!-e "$tempdir/elsewhere" && !-e "$tempdir/wal", 'and nothing is left of them');
 
-	my $again = start_client('--resume', '-r' => '6M');
+	my $again = start_client($node, @client, '--resume', '-r' => '6M');
 	wait_until($node, "SELECT attached FROM parallel_backup.backups WHERE backup_id = '$run->{id}'", 'resumed: it is attached');
 	($code, $stderr) = run_client('--resume');
 	is($code, 1, 'two at once: exit code');
 	like($stderr, qr/error: the backup in directory "\Q$target\E" is still running$/m, 'two at once: error');
-	is(ended($again), 0, 'resumed: exit code');
+	is(client_ended($again), 0, 'resumed: exit code');
 	like($again->{err}, qr/: going on with backup $run->{id}$/m, 'resumed: it is the same');
 	my ($there) = $again->{err} =~ /: files that are there already: (\d+)$/m;
 	my ($received) = $again->{err} =~ /: received \d+ bytes in (\d+) files/;
@@ -163,7 +135,7 @@ sub is_good
 	my $run = under_way('--no-resume');
 	ok(!-e "$target/$journal", '--no-resume: no journal');
 	$run->{handle}->signal('INT');
-	is(ended($run), 1, '--no-resume: exit code');
+	is(client_ended($run), 1, '--no-resume: exit code');
 	nothing_left($node, '--no-resume');
 	ok(!-e $target && !-e "$tempdir/ts$number", '--no-resume: nothing is left here');
 
@@ -171,6 +143,19 @@ sub is_good
 	is($code, 1, 'nothing to resume: exit code');
 	like($stderr, qr/error: there is no backup to resume in directory "\Q$target\E"$/m, 'nothing to resume: error');
 	ok(!-e $target, 'nothing to resume: nothing is made');
+}
+
+# --- what cannot be gone on with
+{
+	next_backup();
+	my ($code, $stderr) = run_client('--resume', '-Ft');
+	is($code, 1, 'archives: exit code');
+	like($stderr, qr/error: only backups in plain format can be resumed$/m, 'archives: error');
+	local @client = grep { $_ ne '--lease' && $_ ne '120' } @client;
+	($code, $stderr) = run_client('--resume', '-i' => "$tempdir/backup_manifest");
+	is($code, 1, 'increments: exit code');
+	like($stderr, qr/error: --resume and --incremental are incompatible options$/m, 'increments: error');
+	ok(!-e $target, 'nothing is made');
 }
 
 # --- killed, and the server has given the backup up
@@ -222,7 +207,7 @@ for my $damaged (0, 1)
 	my $name = $damaged ? 'stopped, damaged' : 'stopped';
 	next_backup('-X' => 'fetch');
 	my $network = ParallelBackup::Disturbance->new(node => $node, dir => "$tempdir/network$damaged", plan => [ { phase => 'wal', after => 0, how => 'stall', for => 1000 } ]);
-	my $run = start_client('-j' => 1, '-d' => "host=127.0.0.1 port=@{[ $network->port ]} dbname=postgres");
+	my $run = start_client($node, @client, '-j' => 1, '-d' => "host=127.0.0.1 port=@{[ $network->port ]} dbname=postgres");
 	wait_until($node, q(SELECT count(*) = 1 FROM parallel_backup.backups WHERE state = 'stopped'), "$name: it is");
 	Time::HiRes::sleep(0.1) until $network->happened;
 	kill_client($run);
@@ -245,7 +230,7 @@ while ($done < $kills)
 	my (@resume, $code);
 	while (1)
 	{
-		my $run = start_client(@resume);
+		my $run = start_client($node, @client, @resume);
 		my $moment = $done < $kills ? rand(1.5) ** 2 : undef;
 		if (defined $moment)
 		{
@@ -253,7 +238,7 @@ while ($done < $kills)
 			while (Time::HiRes::time() < $until && $run->{handle}->pumpable) { $run->{handle}->pump_nb; Time::HiRes::sleep(0.01) }
 			$run->{handle}->signal('KILL') if $run->{handle}->pumpable;
 		}
-		$code = ended($run);
+		$code = client_ended($run);
 		last if $code ne 'signal 9';
 		$done++;
 		if (!-s "$target/$journal")
@@ -275,9 +260,17 @@ while ($done < $kills)
 		for my $name (map { $recorded[ rand @recorded ] } @recorded ? 1 .. rand 4 : ())
 		{
 			# One that had suffered before may have gone since.
-			truncate("$target/$name", int rand -s _) or die "$name: $!" if -s "$target/$name";
+			my $size = -s "$target/$name" or next;
+			truncate("$target/$name", int rand $size) or die "$name: $!";
+			# A file system may know a file's size before it has its bytes on disk.
+			truncate("$target/$name", $size) or die "$name: $!" if rand() < 0.5;
 		}
-		truncate("$target/$journal", (-s "$target/$journal") - int rand 200) if rand() < 0.3 && @recorded > 10;
+		if (rand() < 0.3 && @recorded > 10)
+		{
+			my $size = -s "$target/$journal";
+			truncate("$target/$journal", $size - int rand 200) or die $!;
+			truncate("$target/$journal", $size) or die $! if rand() < 0.5;
+		}
 	}
 	$backups++;
 	is($code, 0, "backup $backups, $done kills: exit code") or diag("SEED=$seed ROUNDS=$kills");

@@ -9,15 +9,14 @@ use warnings FATAL => 'all';
 use Carp;
 use Fcntl;
 use IO::Select;
-use IO::Socket::INET;
 use IO::Socket::UNIX;
-use POSIX ();
 use Time::HiRes ();
+use parent 'ParallelBackup::Network';
 
 # What a client says when it is at something: by either way in.
 our %PHASE = (
-	start => qr/START_BACKUP *\((?!.*backup_id)/is,
-	attach => qr/START_BACKUP *\(.*backup_id/is,
+	start => qr/START_BACKUP *\((?!.*(?<!new_)backup_id)/is,
+	attach => qr/START_BACKUP *\(.*(?<!new_)backup_id/is,
 	list => qr/SEND_FILE_LIST *\((?!.*estimate)/is,
 	files => qr/SEND_FILES_CONTENT *\((?!.*pg_wal\/0)/is,
 	stop => qr/STOP_BACKUP *\((?!.*release)/is,
@@ -37,26 +36,16 @@ our %PHASE = (
 #           'server' the server's end alone: the client does not
 #           'half'   the client's end is shut down in the one direction that it reads from
 #           'stall'  nothing moves for some time, and then all goes on
+#           'change' a bit of the next byte of the reply is another, and all goes on
 #   for     how many seconds something stands still
+#   bit     which bit of the byte, from 0
 sub new
 {
 	my ($class, %params) = @_;
-	my $listener = IO::Socket::INET->new(Listen => 100, LocalAddr => '127.0.0.1', Proto => 'tcp')
-	  or croak "could not listen: $!";
-	my $self = bless { %params, socket => $params{node}->host . '/.s.PGSQL.' . $params{node}->port, port => $listener->sockport }, $class;
 
-	mkdir $self->{dir} or croak "$self->{dir}: $!";
-	$self->{pid} = fork() // croak "could not fork: $!";
-	if (!$self->{pid})
-	{
-		$self->_serve($listener);
-		POSIX::_exit(0);
-	}
-	close $listener;
-	return $self;
+	mkdir $params{dir} or croak "$params{dir}: $!";
+	return $class->SUPER::new(%params, socket => $params{node}->host . '/.s.PGSQL.' . $params{node}->port);
 }
-
-sub port { return $_[0]{port} }
 
 # The events that have happened, by their place in the plan.
 sub happened
@@ -68,39 +57,7 @@ sub happened
 	return @happened;
 }
 
-sub stop
-{
-	my ($self) = @_;
-
-	if (my $pid = delete $self->{pid})
-	{
-		# Its connections are processes of its group.
-		kill 'KILL', -$pid;
-		waitpid $pid, 0;
-	}
-	return;
-}
-
-sub DESTROY { local $?; $_[0]->stop; return }
-
-sub _serve
-{
-	my ($self, $listener) = @_;
-
-	POSIX::setpgid(0, 0);
-	$SIG{CHLD} = 'IGNORE';
-	$SIG{PIPE} = 'IGNORE';
-	while (1)
-	{
-		my $client = $listener->accept or next;
-		next if fork();
-		close $listener;
-		my $server = IO::Socket::UNIX->new(Peer => $self->{socket});
-		$self->_carry($client, $server) if $server;
-		POSIX::_exit(0);
-	}
-	return;
-}
+sub _connect { return IO::Socket::UNIX->new(Peer => $_[0]{socket}) }
 
 sub _carry
 {
@@ -116,27 +73,32 @@ sub _carry
 			if ($from == $client)
 			{
 				# The reply before was shorter than the event had it.
-				if ($event || ($event = $self->_event($bytes)) && $event->{after} < 0)
+				my $is_due = defined $event;
+				$event //= $self->_event($bytes);
+				$is_due ||= $event && $event->{after} < 0;
+				if ($is_due && $event->{how} ne 'change')
 				{
 					return if !$self->_happen($event, $client, $server);
 					undef $event;
 				}
-				$left = $event->{after} if $event;
-				_write($server, $bytes) or return;
+				$left = $is_due ? 0 : $event->{after} if $event;
+				ParallelBackup::Network::_write($server, $bytes) or return;
 				next;
 			}
 			if ($event)
 			{
 				my $now = $left < $count ? $left : $count;
-				_write($client, substr($bytes, 0, $now, '')) or return;
+				ParallelBackup::Network::_write($client, substr($bytes, 0, $now, '')) or return;
 				$left -= $now;
 				if ($left <= 0)
 				{
-					return if !$self->_happen($event, $client, $server);
+					# The byte may be in what comes next.
+					next if $event->{how} eq 'change' && $bytes eq '';
+					return if !$self->_happen($event, $client, $server, \$bytes);
 					undef $event;
 				}
 			}
-			_write($client, $bytes) or return;
+			ParallelBackup::Network::_write($client, $bytes) or return;
 		}
 	}
 	return;
@@ -172,9 +134,14 @@ sub _is_turn
 # True if the connection goes on after it.
 sub _happen
 {
-	my ($self, $event, $client, $server) = @_;
+	my ($self, $event, $client, $server, $bytes) = @_;
 	my $how = $event->{how};
 
+	if ($how eq 'change')
+	{
+		substr($$bytes, 0, 1) ^= chr(1 << $event->{bit});
+		return 1;
+	}
 	if ($how eq 'client') { close $client }
 	elsif ($how eq 'server') { close $server }
 	elsif ($how eq 'half') { shutdown $client, 1 }
@@ -185,18 +152,6 @@ sub _happen
 	}
 	Time::HiRes::sleep($event->{for});
 	return $how eq 'stall';
-}
-
-sub _write
-{
-	my ($to, $bytes) = @_;
-
-	while ($bytes ne '')
-	{
-		my $count = syswrite($to, $bytes) or return 0;
-		substr($bytes, 0, $count, '');
-	}
-	return 1;
 }
 
 1;

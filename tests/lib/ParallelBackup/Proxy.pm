@@ -6,11 +6,10 @@ package ParallelBackup::Proxy;
 use strict;
 use warnings FATAL => 'all';
 
-use Carp;
 use Fcntl;
 use IO::Select;
 use IO::Socket::INET;
-use POSIX ();
+use parent 'ParallelBackup::Network';
 
 use constant STRAND_AFTER => 2 * 1024 * 1024;
 
@@ -27,65 +26,16 @@ use constant STRAND_AFTER => 2 * 1024 * 1024;
 #            that of a request for TLS
 #   strand   instead of all that: the connection with this number, from 1, is closed to the client once
 #            the server has sent megabytes, and left open to the server, which nobody reads from
-sub new
-{
-	my ($class, %params) = @_;
-	my $listener = IO::Socket::INET->new(Listen => 20, LocalAddr => '127.0.0.1', Proto => 'tcp')
-	  or croak "could not listen: $!";
-	my $self = bless { %params, port => $listener->sockport }, $class;
-
-	$self->{pid} = fork() // croak "could not fork: $!";
-	if (!$self->{pid})
-	{
-		$self->_serve($listener);
-		POSIX::_exit(0);
-	}
-	close $listener;
-	return $self;
-}
-
-sub port { return $_[0]{port} }
-
-sub stop
+sub _connect
 {
 	my ($self) = @_;
 
-	if (my $pid = delete $self->{pid})
-	{
-		# Its connections are processes of its group.
-		kill 'KILL', -$pid;
-		waitpid $pid, 0;
-	}
-	return;
-}
-
-sub DESTROY { local $?; $_[0]->stop; return }
-
-sub _serve
-{
-	my ($self, $listener) = @_;
-
-	POSIX::setpgid(0, 0);
-	$SIG{CHLD} = 'IGNORE';
-	$SIG{PIPE} = 'IGNORE';
-	my $number = 0;
-	while (1)
-	{
-		my $client = $listener->accept or next;
-		$number++;
-		next if fork();
-		$self->{strands} = $number == ($self->{strand} // 0);
-		close $listener;
-		my $server = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{server}, Proto => 'tcp');
-		$self->_carry($client, $server) if $server;
-		POSIX::_exit(0);
-	}
-	return;
+	return IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{server}, Proto => 'tcp');
 }
 
 sub _carry
 {
-	my ($self, $client, $server) = @_;
+	my ($self, $client, $server, $number) = @_;
 	my $both = IO::Select->new($client, $server);
 	# What was not handed on yet, because it may be the beginning of what is looked for.
 	my ($held, $sent, $said) = ('', 0, 0);
@@ -96,19 +46,19 @@ sub _carry
 	{
 		my @ready = $both->can_read($held eq '' ? undef : 0.02);
 		# Nothing more has come: what is held is not the beginning of anything.
-		_write($client, substr($held, 0, length $held, '')) or return if !@ready;
+		ParallelBackup::Network::_write($client, substr($held, 0, length $held, '')) or return if !@ready;
 		for my $from (@ready)
 		{
 			my $count = sysread($from, my $bytes, 1 << 18);
 			if (!$count)
 			{
-				_write($client, $held);
+				ParallelBackup::Network::_write($client, $held);
 				return;
 			}
 			if ($from == $client)
 			{
 				$self->_log(unpack('x4 N', $bytes)) if $self->{log} && !$said++;
-				_write($server, $bytes) or return;
+				ParallelBackup::Network::_write($server, $bytes) or return;
 				next;
 			}
 			my $before = $sent - length $held;
@@ -121,7 +71,7 @@ sub _carry
 				}
 			}
 			$sent += $count;
-			if ($self->{strands} && $sent > STRAND_AFTER)
+			if ($number == ($self->{strand} // 0) && $sent > STRAND_AFTER)
 			{
 				close $client;
 				sleep;
@@ -135,7 +85,7 @@ sub _carry
 			}
 			@changes = grep { $_ >= $sent } @changes;
 			$held = $keep ? (length $scan > $keep ? substr($scan, -$keep) : $scan) : '';
-			_write($client, substr($scan, 0, length($scan) - length $held)) or return;
+			ParallelBackup::Network::_write($client, substr($scan, 0, length($scan) - length $held)) or return;
 		}
 	}
 	return;
@@ -158,18 +108,6 @@ sub _may_change
 	my $first = sysopen(my $file, $self->{flag}, O_CREAT | O_EXCL | O_WRONLY);
 
 	return $first || $self->{always};
-}
-
-sub _write
-{
-	my ($to, $bytes) = @_;
-
-	while ($bytes ne '')
-	{
-		my $count = syswrite($to, $bytes) or return 0;
-		substr($bytes, 0, $count, '');
-	}
-	return 1;
 }
 
 1;
