@@ -43,8 +43,7 @@ pub fn keep_only(target: &Target, record: &Record) -> Result<()> {
                 continue;
             }
             if !BackupPath::from_bytes(bytes).is_ok_and(|path| record.files.contains_key(&path)) {
-                fs::remove_file(entry.path())
-                    .map_err(|error| Error::io("remove file", entry.path(), &error))?;
+                remove(entry.path())?;
             }
         }
     }
@@ -59,17 +58,24 @@ pub fn is_there(
     algorithm: ChecksumAlgorithm,
     abort: &Abort,
 ) -> Result<bool> {
-    let shown = target.path(path);
     if is_as_recorded(target, path, entry, algorithm, abort)? {
         target.set_mode_of(path, entry.attributes.mode)?;
         return Ok(true);
     }
-    match fs::remove_file(&shown) {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Err(Error::io("remove file", &shown, &error))
-        }
-        _ => Ok(false),
+    remove(&target.path(path))?;
+    Ok(false)
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if !is_missing(&error) => Err(Error::io("remove file", path, &error)),
+        _ => Ok(()),
     }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 fn is_as_recorded(
@@ -84,9 +90,7 @@ fn is_as_recorded(
     match fs::symlink_metadata(&shown) {
         Ok(found) if !found.is_file() => return Ok(false),
         Ok(_) => {}
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(false);
-        }
+        Err(error) if is_missing(&error) => return Ok(false),
         Err(error) => return Err(failed(error)),
     }
     // Some have a mode that keeps out their owner, who may change that.
