@@ -37,8 +37,8 @@ class Row:
     verify: str = ""
     # What archives are compressed with, as -Z has it.
     compress: str = ""
-    # Whether the server keeps the backup when its connection is lost.
-    lease: bool = False
+    # --lease: None is what it is by default, 0 none at all.
+    lease: int | None = None
     # Threads of the server's that compress for pg_basebackup, beside the one that reads.
     workers: int = 0
 
@@ -55,7 +55,7 @@ class Row:
     @property
     def key(self):
         jobs = "" if self.who == "pg_basebackup" else f"-{self.jobs}"
-        lease = "-lease" if self.lease else ""
+        lease = "" if self.lease is None else "-lease" if self.lease else "-no-lease"
         workers = f"-workers-{self.workers}" if self.workers else ""
         return f"{self.group}/{self.who}{jobs}{'-' + self.verify if self.verify else ''}{lease}{workers}"
 
@@ -66,7 +66,7 @@ class Row:
         if self.who == "cp":
             return "cp -a" if self.jobs == 1 else "two cp side by side"
         verify = {"": "", "server": ", server verifies, CRC32C", "checksums": ", as without page checksums"}
-        lease = ", with a lease" if self.lease else ""
+        lease = "" if self.lease is None else ", with --lease" if self.lease else ", without a lease"
         return f"ours -j {self.jobs}{verify[self.verify]}{lease}"
 
 
@@ -80,7 +80,8 @@ def rows(quick):
         for who in verify:
             yield Row(data, transport, target, "ours", 2, who)
         if lease:
-            yield Row(data, transport, target, "ours", 2, lease=True)
+            yield Row(data, transport, target, "ours", 2, lease=0)
+            yield Row(data, transport, target, "ours", 2, lease=300)
         if cp:
             yield Row(data, transport, target, "cp", 1)
             yield Row(data, transport, target, "cp", 2)
@@ -282,8 +283,8 @@ class Bench:
             program += ["--verify=server", "--manifest-checksums=CRC32C"]
         elif row.verify == "checksums":
             program += ["--no-verify-checksums"]
-        if row.lease:
-            program += ["--lease", "300"]
+        if row.lease is not None:
+            program += ["--lease", str(row.lease)]
         if row.target == "nowhere":
             return [([*program, "--discard"], None)]
         if row.target in ("tar", "pipe"):
