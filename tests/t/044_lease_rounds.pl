@@ -1,5 +1,5 @@
 # Backups with --lease of a cluster under pgbench, over a network that loses connections: the coordinator's in each
-# phase, the workers' and the WAL stream's. A few rounds here; make check-lease ROUNDS=50 for many. The moments come
+# phase, the workers' and the WAL stream's; in every third round it also changes bytes. A few rounds here; make check-lease ROUNDS=50 for many. The moments come
 # from a random number that is printed, and can be given by SEED.
 
 use strict;
@@ -39,9 +39,10 @@ my $load = IPC::Run::start([ 'pgbench', '--no-vacuum', '--client' => 2, '--time'
 sub pick { return $_[ int rand @_ ] }
 
 # What happens in one round: at least one loss of the coordinator's connection in each phase that it has, and some more.
+# Some changed bytes too, if that is wanted.
 sub events
 {
-	my ($wal) = @_;
+	my ($wal, $changes) = @_;
 	my @phases = ('list', 'stop', ('files') x pick(2, 3, 4));
 	push @phases, 'wal' if $wal eq 'fetch';
 	push @phases, ('stream') x pick(1, 2) if $wal eq 'stream';
@@ -49,13 +50,15 @@ sub events
 	push @phases, 'attach' if rand() < 0.3;
 	push @phases, 'release' if rand() < 0.5;
 	my $transfers = 0;
-	my %longest = (list => 50_000, files => 3_000_000, stop => 10_000, wal => 16 << 20, stream => 8 << 20, attach => 300, release => 20);
+	my %longest = (list => 50_000, files => 3_000_000, stop => 10_000, wal => 16 << 20, stream => 8 << 20, attach => 300, start => 300, release => 20);
 
-	return [ map {
+	my @changes = map {
+		my $phase = pick('list', 'files', 'files', 'files', 'stop', 'start', $wal eq 'fetch' ? 'wal' : $wal eq 'stream' ? 'stream' : ());
+		{ phase => $phase, after => int exp rand log $longest{$phase}, skip => pick(0, 1, 2), how => 'change', bit => int rand 8 }
+	} 1 .. $changes;
+	return [ @changes, map {
 		my $phase = $_;
-		# An answer to START_BACKUP that is lost has begun a backup that nobody knows.
-		my $after = $phase eq 'start' || rand() < 0.2 ? pick(-1, 0) : int exp rand log $longest{$phase};
-		$after = -1 if $phase eq 'start';
+		my $after = rand() < 0.2 ? pick(-1, 0) : int exp rand log $longest{$phase};
 		{ phase => $phase, after => $after, skip => $phase eq 'files' && $transfers++ ? pick(0, 0, 1, 2) : 0, how => pick(qw(cut cut client server half stall)), for => sprintf('%.1f', 0.2 + rand 1.5) }
 	} @phases ];
 }
@@ -73,12 +76,13 @@ sub is_sound
 	return;
 }
 
-my ($lost, %happened) = (0);
+my ($lost, $changed, $refused, %happened) = (0, 0, 0);
 for my $round (1 .. $rounds)
 {
-	my $wal = ('stream', 'fetch', 'none')[ ($round - 1) % 3 ];
+	my $wal = pick(qw(stream fetch none));
 	my $is_tar = $wal ne 'none' && $round % 4 == 0;
-	my $plan = events($wal);
+	my $changes = $round % 3 == 0 ? pick(1, 2, 3) : 0;
+	my $plan = events($wal, $changes);
 	my $name = "round $round";
 	my $copy = PostgreSQL::Test::Cluster->new("copy$round");
 	my $target = $is_tar ? "$tempdir/tar" : $copy->data_dir;
@@ -89,13 +93,29 @@ for my $round (1 .. $rounds)
 			'-d' => "host=127.0.0.1 port=@{[ $network->port ]} dbname=postgres", $is_tar ? '-Ft' : () ],
 		'>' => \$stdout, '2>' => \$stderr, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	my $ended = $client->finish;
-	ok($ended, "$name: the backup is made") or diag("SEED=$seed ROUNDS=$round\n$stderr");
 	note($stderr);
 	my @happened = $network->happened;
 	$network->stop;
+	if ($changes)
+	{
+		# It is made, and right, or it is not, and says why: what was changed in what has no checksum ends it.
+		$changed += grep { $plan->[$_]{how} eq 'change' } @happened;
+		ok($ended || $stderr =~ /^pg_parallel_basebackup: error: \S/m, "$name: the backup is made, or it says why") or diag("SEED=$seed ROUNDS=$round\n$stderr");
+		unlike($stderr, qr/panicked|This is a bug/, "$name: no bug");
+		if (!$ended)
+		{
+			$refused++;
+			ok(!-e $target, "$name: nothing is left here");
+			# What the client could not release ends with its lease.
+			sql($node, 'SELECT parallel_backup.cancel_backup(backup_id) FROM parallel_backup.backups') if $stderr =~ /could not release/;
+			nothing_left($node, $name);
+			next;
+		}
+	}
+	else { ok($ended, "$name: the backup is made") or diag("SEED=$seed ROUNDS=$round\n$stderr") }
 	# Not each time that was meant to: how many transfers there are, and streams, is a matter of chance, too.
 	my %was = map { $plan->[$_]{phase} => 1 } @happened;
-	is(join(' ', grep { !$was{$_} && $_ ne 'attach' } map { $_->{phase} } @$plan), '', "$name: each phase was disturbed");
+	is(join(' ', grep { !$was{$_} && $_ ne 'attach' } map { $_->{phase} } grep { $_->{how} ne 'change' } @$plan), '', "$name: each phase was disturbed");
 	$happened{ $plan->[$_]{phase} }++ for @happened;
 	$lost++ while $stderr =~ /: warning: lost /g;
 	# A server process whose client is gone without a word ends when the network does.
@@ -122,7 +142,7 @@ for my $round (1 .. $rounds)
 	$copy->stop('immediate');
 	File::Path::remove_tree($copy->data_dir);
 }
-note("$lost connections were lost; " . join ', ', map { "$_ $happened{$_}" } sort keys %happened);
+note("$lost connections were lost, $changed bytes changed, $refused backups refused for that; " . join ', ', map { "$_ $happened{$_}" } sort keys %happened);
 $load->signal('TERM');
 $load->finish;
 $node->stop;
