@@ -109,7 +109,8 @@ sub draw
 	push @$options, '--manifest-checksums' => pick(qw(CRC32C SHA256 SHA512)) if rand() < 0.3;
 	push @$options, '--no-verify-checksums' if rand() < 0.1;
 	push @$options, '--no-sync' if rand() < 0.8;
-	push @$options, '--lease' => 60 if $backup{lease} = rand() < 0.4;
+	# One that was asked for, none, or what is taken by default.
+	push @$options, '--lease' => $backup{lease} if defined($backup{lease} = pick(60, 60, 0, undef, undef));
 	if ($backup{format} eq 'plain')
 	{
 		push @$options, '-Z' => pick(qw(server-lz4 server-zstd server-zstd:level=1)) if rand() < 0.3;
@@ -238,7 +239,7 @@ sub backup
 			ok(!-e $place, "$what: nothing of it is left here");
 		}
 	}
-	if ($backup->{lease} && ($fault // '') =~ /^client: SIG/)
+	if (($backup->{lease} // 1) && ($fault // '') =~ /^client: SIG/)
 	{
 		# Whoever was killed could not release it.
 		$from->safe_psql('postgres', 'SELECT parallel_backup.cancel_backup(backup_id) FROM parallel_backup.backups');
