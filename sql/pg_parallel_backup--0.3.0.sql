@@ -78,7 +78,9 @@ CREATE PROCEDURE parallel_backup.start_backup(
     max_rate int8 DEFAULT NULL,
     incremental boolean DEFAULT NULL,
     lease int4 DEFAULT NULL,
-    backup_id text DEFAULT NULL)
+    backup_id text DEFAULT NULL,
+    light_lease boolean DEFAULT NULL,
+    new_backup_id text DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_start_backup_wrapper';
 
@@ -122,7 +124,7 @@ LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_upload_manifest_wrapper';
 
 -- They read every file of the cluster, and pg_hba.conf's replication rules do not guard them.
-REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean, int4, text) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean, int4, text, boolean, text) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text, text[]) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text, boolean) FROM PUBLIC;

@@ -101,6 +101,12 @@ pub enum Error {
     /// Nobody has attached in time.
     #[error("parallel backup \"{0}\" was aborted because its lease ran out")]
     LeaseOver(BackupId),
+    /// Its lease was light, and its place needed.
+    #[error("parallel backup \"{0}\" was aborted because another backup needed its place")]
+    GivenUp(BackupId),
+    /// START_BACKUP's NEW_BACKUP_ID is another's.
+    #[error("parallel backup \"{0}\" already exists")]
+    NameTaken(BackupId),
     /// The keeper's slot could not keep the WAL.
     #[error(
         "parallel backup \"{0}\" was aborted because the WAL it needs exceeds \"max_slot_wal_keep_size\""
@@ -306,9 +312,12 @@ impl Error {
             | Self::CannotTerminate
             | Self::NotForThisRole { .. }
             | Self::NotInBackup { .. } => SqlState::INSUFFICIENT_PRIVILEGE,
-            Self::Aborted(_) | Self::TakenOver(_) | Self::LeaseOver(_) | Self::SlotLost(_) => {
-                SqlState::QUERY_CANCELED
-            }
+            Self::Aborted(_)
+            | Self::TakenOver(_)
+            | Self::LeaseOver(_)
+            | Self::GivenUp(_)
+            | Self::SlotLost(_) => SqlState::QUERY_CANCELED,
+            Self::NameTaken(_) => SqlState::DUPLICATE_OBJECT,
             Self::LabelTooLong { .. }
             | Self::LabelMismatch
             | Self::RangeOfOther { .. }
@@ -352,8 +361,8 @@ impl Error {
                 "At most {limit} can run at once: raise \"pg_parallel_backup.max_backups\" and restart the server."
             )),
             Self::LeaseGone(_) => Some(
-                "It has ended: its lease has run out, it was cancelled or released, its WAL could not be kept, or the \
-                 server was restarted. The server's log says which. A new backup has to be started."
+                "It has ended: its lease has run out, it was cancelled or released, another backup needed its \
+                 place, its WAL could not be kept, or the server was restarted. The server's log says which. A new backup has to be started."
                     .into(),
             ),
             Self::NoLease(_) => {

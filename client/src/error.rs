@@ -124,6 +124,20 @@ impl Error {
             }
     }
 
+    /// Whether nothing listens where the server should. These are libpq's words and the system's, in English, since this
+    /// program sets no locale.
+    pub fn is_refused(&self) -> bool {
+        self.kind == Kind::Connection
+            && (self.message.contains("Connection refused")
+                || self.message.contains("connection to server on socket")
+                    && self.message.contains("No such file or directory"))
+    }
+
+    /// Whether the server has too little of something (class 53).
+    pub fn is_lack(&self) -> bool {
+        matches!(self.kind, Kind::Server(state) if state.starts_with(b"53"))
+    }
+
     /// Whether it says that another session coordinates the backup now, or in what follows from that. The server has
     /// no SQLSTATE for it; the words are the extension's, which has no other language.
     pub fn is_taken_over(&self) -> bool {
@@ -183,6 +197,19 @@ mod tests {
     fn an_error_in_another_stays_what_it_is() {
         let error = Error::io("write to file", Path::new("/a"), &io::Error::other(Error::aborted()));
         assert_eq!(error.kind(), Kind::Aborted);
+    }
+
+    #[test]
+    fn nothing_listens() {
+        let socket =
+            "connection to server on socket \"/tmp/.s.PGSQL.5432\" failed: No such file or directory";
+        assert!(Error::connection(socket).is_refused());
+        assert!(
+            Error::connection("connection to server at \"h\", port 1 failed: Connection refused")
+                .is_refused()
+        );
+        assert!(!Error::connection("connection to server at \"h\", port 1 failed: timeout").is_refused());
+        assert!(!Error::local("Connection refused").is_refused());
     }
 
     #[test]

@@ -142,10 +142,10 @@ fn run_backup() -> std::result::Result<(), Failed> {
             // Nobody else may look into a file before it has the mode that the server says.
             let mask = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
             backup::run(&options, &abort, &cleanup, 0o666 & !mask.as_raw_mode()).map_err(|error| {
-                // Without a lease nobody has asked for more than pg_basebackup says.
+                // Without --lease nobody has asked for more than pg_basebackup says.
                 let code = if cleanup.is_suspended() {
                     SUSPENDED
-                } else if options.lease > 0 && error.may_pass() {
+                } else if options.lease.is_asked_for() && error.may_pass() {
                     MAY_PASS
                 } else {
                     FAILED

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::os;
 use crate::output::cleanup::Cleanup;
 use crate::report;
+use crate::server::farewell;
 
 /// Ends the backup on the first signal, so that it is cleaned up, and on the second cleans up at once,
 /// whatever the other threads wait for. `interrupted` is what is said then.
@@ -36,7 +37,11 @@ pub fn watch(abort: &Arc<Abort>, cleanup: &Arc<Cleanup>, interrupted: &'static s
                 abort.report(&cause);
                 // Waits for whoever is at it already. A signal more changes nothing, but for SIGKILL.
                 cleanup.end(&cause);
-                os::exit(if cleanup.is_suspended() { i32::from(crate::SUSPENDED) } else { 1 });
+                if cleanup.is_suspended() {
+                    os::exit(i32::from(crate::SUSPENDED));
+                }
+                farewell::say();
+                os::exit(1);
             }
             abort.fail(interrupted());
         }

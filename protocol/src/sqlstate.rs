@@ -23,6 +23,8 @@ impl SqlState {
     pub const INVALID_NAME: Self = Self(*b"42602");
     /// 42704, an unknown or finished backup.
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
+    /// 42710, a name that a backup has already.
+    pub const DUPLICATE_OBJECT: Self = Self(*b"42710");
     /// 42883, a procedure that this version of the extension does not have.
     pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
     /// 42809, a directory, or not a regular file.

@@ -1,7 +1,7 @@
 //! The keeper: a process of the server's own that holds a backup with a lease, from the start of its checkpoint until
 //! it is released, or nobody has come back for it in time.
 //!
-//! It is in backup mode, has the replication slot that keeps the backup's WAL, and publishes what START_BACKUP and
+//! It is in backup mode, has the replication slot that keeps the backup's WAL, unless its lease is light, and publishes what START_BACKUP and
 //! STOP_BACKUP return, for whoever is attached. What it is to do it reads from the table: it is woken when
 //! something has changed. All that it has goes with its process, however that ends.
 
@@ -115,9 +115,11 @@ fn gone() {
 fn keep(order: &Order, backup: &Backup, counters: &'static Counters) -> Result<()> {
     let Order { id, wanted } = *order;
     worker::report(Activity::Active, &format!("starting parallel backup {id}"));
-    slot::create(&slot_name(id));
+    if !backup.lease.is_some_and(|lease| lease.light) {
+        slot::create(&slot_name(id));
+    }
     let begun = begin::enter(backup.label(), &wanted, None)?;
-    // Up to here it was the checkpoint before.
+    // Up to here it was the checkpoint before. With a light lease there is none.
     slot::advance(begun.state.start_lsn());
     if wanted.progress {
         registry::note(id, |lease| lease.estimating = true);

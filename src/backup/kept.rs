@@ -9,7 +9,8 @@ use protocol::BackupId;
 use crate::backup::begin::Wanted;
 use crate::backup::handle;
 use crate::backup::keeper::{Order, process_name};
-use crate::backup::registry::{self, Backup, Facts, State};
+use crate::backup::lease::Terms;
+use crate::backup::registry::{self, Backup, Counters, Facts, Reserved, State};
 use crate::backup::results::{Started, Stopped};
 use crate::backup::session;
 use crate::cluster::Layout;
@@ -34,6 +35,21 @@ pub struct Kept {
     pub started: Started,
     /// Seconds of its lease.
     pub lease: u32,
+}
+
+/// Takes a place for a backup that this session starts, if need be that of a light lease which nobody is attached to.
+pub fn reserve(id: BackupId, label: &[u8], lease: Option<Terms>) -> Result<&'static Counters> {
+    loop {
+        match registry::reserve(id, label, interrupt::now(), lease)? {
+            Reserved::Here(counters) => return Ok(counters),
+            Reserved::InPlaceOf(other) => {
+                // Whoever is quicker has the place then, and this one looks for another.
+                while registry::find(other).is_some() {
+                    interrupt::sleep(SHORT_LOOK, WaitEvent::Keeper);
+                }
+            }
+        }
+    }
 }
 
 /// Has a keeper start a backup, whose place this session has reserved. `estimating` is called when the

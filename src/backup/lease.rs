@@ -29,10 +29,21 @@ pub enum End {
     Failed,
     /// Nobody has attached in time.
     LeaseOver,
+    /// It was light, and another backup had no place.
+    GivenUp,
     /// Its WAL was more than `max_slot_wal_keep_size`.
     WalRemoved,
     /// The standby has become a primary.
     Promoted,
+}
+
+/// What is asked of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// As in [`Lease`].
+    pub seconds: u32,
+    /// Likewise.
+    pub light: bool,
 }
 
 /// A lease.
@@ -40,6 +51,8 @@ pub enum End {
 pub struct Lease {
     /// How long the backup outlives its coordinator.
     pub seconds: u32,
+    /// Whether it takes no replication slot, and is given up when its place is needed.
+    pub light: bool,
     /// The process that holds it, from when it has begun until it ends.
     pub keeper: Option<Process>,
     /// The coordinator, while there is one.
@@ -78,10 +91,11 @@ struct Text {
 }
 
 impl Lease {
-    /// A lease of so many seconds, of a backup that `attached` starts.
-    pub fn new(seconds: u32, attached: Process) -> Self {
+    /// A lease on these terms, of a backup that `attached` starts.
+    pub fn new(terms: Terms, attached: Process) -> Self {
         Self {
-            seconds,
+            seconds: terms.seconds,
+            light: terms.light,
             keeper: None,
             attached: Some(attached),
             attachments: 0,
@@ -115,6 +129,7 @@ impl End {
             Self::None | Self::KeeperGone => Error::Aborted(id),
             Self::Failed => told.error().unwrap_or(Error::Aborted(id)),
             Self::LeaseOver => Error::LeaseOver(id),
+            Self::GivenUp => Error::GivenUp(id),
             Self::WalRemoved => Error::SlotLost(id),
             Self::Promoted => Error::Promoted,
         }
@@ -197,7 +212,7 @@ mod tests {
     #[test]
     fn it_runs_while_nobody_is_attached() {
         let process = Process { pid: 7, waker: Waker::NOBODY };
-        let mut lease = Lease::new(10, process);
+        let mut lease = Lease::new(Terms { seconds: 10, light: false }, process);
         assert!(lease.is_attached(7) && !lease.is_attached(8));
         assert_eq!(lease.left(i64::MAX), None);
         (lease.attached, lease.detached_at) = (None, 5_000_000);

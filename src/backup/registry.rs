@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use protocol::{BackupId, Lsn};
 
-use crate::backup::lease::{End, Lease, Process};
+use crate::backup::lease::{End, Lease, Process, Terms};
 pub use crate::backup::table::{Backup, Facts, Member, State};
 use crate::backup::table::{Table, Transfer};
 use crate::error::{Error, Result};
@@ -123,18 +123,36 @@ fn gone() {
     });
 }
 
-/// Takes a free place for a backup that this session starts, with a lease of so many seconds.
-pub fn reserve(id: BackupId, label: &[u8], now: i64, lease: Option<u32>) -> Result<&'static Counters> {
+/// What becomes of a backup that wants a place.
+#[derive(Debug)]
+pub enum Reserved {
+    /// It has one, with these counters.
+    Here(&'static Counters),
+    /// This one gives up its own, and is about to end.
+    InPlaceOf(BackupId),
+}
+
+/// Takes a free place for a backup that this session starts, with a lease on these terms; where there is none, one is made.
+pub fn reserve(id: BackupId, label: &[u8], now: i64, lease: Option<Terms>) -> Result<Reserved> {
     let owner = this_member();
-    let lease = lease.map(|seconds| Lease::new(seconds, this_process()));
+    let lease = lease.map(|terms| Lease::new(terms, this_process()));
     exit::on_exit(gone);
-    let place = change(|table| {
-        let place = table.reserve(id, owner, label, now, lease)?;
-        COUNTERS.get()[place].clear();
-        Some(place)
-    });
     let counters = COUNTERS.get();
-    place.map(|place| &counters[place]).ok_or(Error::TooManyBackups { limit: counters.len() })
+    change(|table| {
+        if table.place(id).is_some() {
+            return Err(Error::NameTaken(id));
+        }
+        match table.reserve(id, owner, label, now, lease) {
+            Some(place) => {
+                counters[place].clear();
+                Ok(Reserved::Here(&counters[place]))
+            }
+            None => match table.give_up_light() {
+                Some(other) => Ok(Reserved::InPlaceOf(other)),
+                None => Err(Error::TooManyBackups { limit: counters.len() }),
+            },
+        }
+    })
 }
 
 /// The backup with this name, in whatever state, as it is at this moment.

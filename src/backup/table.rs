@@ -8,7 +8,7 @@ mod kept;
 
 use protocol::{BackupId, Lsn};
 
-use crate::backup::lease::{Lease, Process};
+use crate::backup::lease::{End, Lease, Process};
 use crate::error::{Error, Result};
 use crate::pg::latch::Waker;
 use crate::pg::server::MAX_PATH;
@@ -186,6 +186,19 @@ impl Table<'_> {
         };
         backup.label[..length].copy_from_slice(&label[..length]);
         Some(place)
+    }
+
+    /// Ends the backup that gives its place to another, if there is one: its lease is light, nobody has been attached to it
+    /// for the longest time, and nothing of it is being sent. Its place is free when its keeper has gone.
+    pub fn give_up_light(&mut self) -> Option<BackupId> {
+        let detached_at = |backup: &Backup| {
+            let lease = backup.lease.filter(|lease| lease.light && lease.attached.is_none())?;
+            let lasts = matches!(backup.state, State::Running | State::Stopping | State::Stopped);
+            (lasts && self.transfers(backup.id).next().is_none()).then_some((lease.detached_at, backup.id))
+        };
+        let id = self.backups.iter().filter_map(detached_at).min_by_key(|(at, _)| *at)?.1;
+        self.end(id, End::GivenUp);
+        Some(id)
     }
 
     /// Opens a backup to transfers; fails if it was aborted meanwhile.

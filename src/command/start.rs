@@ -8,6 +8,7 @@ use protocol::{BackupId, PROTOCOL_VERSION, reply};
 
 use crate::backup::begin::{self, Wanted};
 use crate::backup::kept::{self, Kept};
+use crate::backup::lease::Terms;
 use crate::backup::prior;
 use crate::backup::registry::{self, Counters, Facts};
 use crate::backup::results::Started;
@@ -18,13 +19,14 @@ use crate::error::{Error, Result};
 use crate::pg::incremental::Increment;
 use crate::pg::progress::{self, Phase};
 use crate::pg::segment::Segment;
-use crate::pg::{backup, guard, interrupt, server, settings, wal, walsender};
+use crate::pg::{backup, guard, server, settings, wal, walsender};
 use crate::stream::rows::Reply;
 
 /// Starts a backup that this session is the coordinator of.
 pub fn run(command: &StartBackup) -> Result<()> {
     let granted = command.lease.map(|seconds| seconds.min(settings::max_lease()));
-    let lease = granted.filter(|seconds| *seconds > 0);
+    let lease =
+        granted.filter(|seconds| *seconds > 0).map(|seconds| Terms { seconds, light: command.light_lease });
     // What is refused costs neither a stopped backup, which may be asked for again, nor an uploaded manifest, which
     // serves the next START_BACKUP.
     if lease.is_some() && command.incremental {
@@ -35,7 +37,10 @@ pub fn run(command: &StartBackup) -> Result<()> {
         return Err(Error::LabelTooLong { limit: server::MAX_PATH });
     }
     make_room()?;
-    let id = server::random_bytes().map(BackupId::from_bytes).ok_or(Error::NoRandom)?;
+    let id = match command.new_backup_id {
+        Some(id) => id,
+        None => server::random_bytes().map(BackupId::from_bytes).ok_or(Error::NoRandom)?,
+    };
     let increment = if command.incremental { Some(Rc::new(prior::take()?)) } else { None };
     let wanted = Wanted {
         checkpoint: command.checkpoint,
@@ -44,7 +49,7 @@ pub fn run(command: &StartBackup) -> Result<()> {
         max_rate: command.max_rate,
     };
     let begin = || {
-        let counters = registry::reserve(id, &command.label, interrupt::now(), lease)?;
+        let counters = kept::reserve(id, &command.label, lease)?;
         let start = || {
             walsender::set_state_backup();
             progress::start(Phase::WaitCheckpoint, None, 0);

@@ -32,6 +32,8 @@ fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
         incremental: given.boolean(5),
         lease: given.int4(6).map(i64::from),
         backup_id: given.text(7),
+        light_lease: given.boolean(8),
+        new_backup_id: given.text(9),
     };
     log(CommandKind::StartBackup, options.backup_id.as_deref(), None);
     carry_out(c"START_BACKUP", Invocation::of(info), Transaction::Own, || super::carry_out(options.check()));

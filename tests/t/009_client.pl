@@ -341,11 +341,11 @@ for my $signal (qw(INT TERM))
 
 # The coordinator is killed, or the backup cancelled: failure, and nothing is left.
 for my $case (
-	[ 'coordinator killed', 'SELECT pg_terminate_backend(pid) FROM parallel_backup.backups' ],
+	[ 'coordinator killed', 'SELECT pg_terminate_backend(pid) FROM parallel_backup.backups', '--lease' => 0 ],
 	[ 'backup cancelled', 'SELECT parallel_backup.cancel_backup(backup_id) FROM parallel_backup.backups' ])
 {
-	my ($name, $sql) = @$case;
-	my ($result, $err) = while_running($name, [ '-D' => "$tempdir/failed" ],
+	my ($name, $sql, @options) = @$case;
+	my ($result, $err) = while_running($name, [ '-D' => "$tempdir/failed", @options ],
 		sub { is($node->safe_psql('postgres', $sql), 't', $name) });
 	is($result, 1, "$name: exit code");
 	like($err, qr/^pg_parallel_basebackup: error: /m, "$name: says so");

@@ -36,7 +36,7 @@ sub waits_for_checkpoint
 	local %ENV = $node->_get_env();
 	$run{handle} = IPC::Run::start([ @client, @options ], '>' => \$run{out}, '2>' => \$run{err},
 		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
-	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP'))
+	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event LIKE 'Checkpoint%' AND query ~* 'START_BACKUP|starting parallel backup'))
 	  or die "it does not wait: $run{err}";
 	return \%run;
 }

@@ -9,7 +9,7 @@ use super::{compression, recovery};
 use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::reconnect::{Reconnect, check_same};
-use crate::options::{Options, Slot, Wal};
+use crate::options::{Lease, Options, Slot, Wal};
 use crate::output::Modes;
 use crate::report;
 use crate::server::connection::{Connector, Route, Session, System};
@@ -32,6 +32,8 @@ pub(super) struct Connections {
     pub(super) recovery_settings: Option<Vec<u8>>,
     /// What all transfers ask for.
     pub(super) compression: WireCompression,
+    /// What can be asked of this server.
+    pub(super) lease: Lease,
 }
 
 impl Connections {
@@ -46,11 +48,21 @@ impl Connections {
                 Route::Procedures => "using the SQL procedures of the extension over ordinary connections",
             });
         }
-        if options.lease > 0 && !route::features(&mut coordinator)?.has(Feature::Lease) {
-            return Err(Error::local("server does not support leases").with_hint(
-                "The extension pg_parallel_backup of the server is older than 0.3.0. Leave out --lease.",
-            ));
-        }
+        let lease = match options.lease {
+            Lease::Never => Lease::Never,
+            lease if route::features(&mut coordinator)?.has(Feature::Lease) => lease,
+            Lease::Seconds(_) => {
+                return Err(Error::local("server does not support leases").with_hint(
+                    "The extension pg_parallel_backup of the server is older than 0.3.0. Leave out --lease.",
+                ));
+            }
+            Lease::Light => {
+                if options.verbose {
+                    report::info("server does not support leases: a connection that is lost ends the backup");
+                }
+                Lease::Never
+            }
+        };
         let modes = Modes::of_data_directory(&coordinator.show("data_directory_mode")?)?;
         let system = coordinator.identify_system()?;
         let compression = compression::of_server(options, &mut coordinator)?;
@@ -76,7 +88,13 @@ impl Connections {
         let wal = if streaming { Some(another(&system, Route::Replication)?) } else { None };
         let workers = (1..options.jobs).map(|_| another(&system, route)).collect::<Result<Vec<_>>>()?;
         let segment_size = parse_size(&coordinator.show("wal_segment_size")?)?;
-        let reconnect = Reconnect { connector, route, system: system.clone(), abort: Arc::clone(abort) };
+        let reconnect = Reconnect {
+            connector,
+            route,
+            system: system.clone(),
+            abort: Arc::clone(abort),
+            waits_for_server: lease.is_asked_for(),
+        };
         Ok(Self {
             coordinator,
             workers,
@@ -87,6 +105,7 @@ impl Connections {
             segment_size,
             recovery_settings,
             compression,
+            lease,
         })
     }
 }

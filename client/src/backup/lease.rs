@@ -10,12 +10,16 @@ use super::Backup;
 use super::start::Start;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::reconnect::{Losses, Reconnect};
+use crate::options::Lease;
 use crate::report;
 use crate::server::connection::Session;
+use crate::server::farewell;
 
 /// How long it is tried to tell the server that a backup is over. It finds out by itself when the lease has run
-/// out.
+/// out. With a lease that nobody has asked for nobody expects to wait.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+const LIGHT_RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often a connection is looked at that has nothing to do.
 const LOOK: Duration = Duration::from_millis(250);
@@ -25,6 +29,7 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(super) struct Held {
     id: BackupId,
     lease: Duration,
+    is_light: bool,
     /// What it must be, whoever comes back to it.
     start: Start,
     losses: Mutex<Losses>,
@@ -32,9 +37,11 @@ pub(super) struct Held {
 
 impl Held {
     /// Nothing was lost so far.
-    pub(super) fn new(start: &Start, lease: u32) -> Self {
-        let lease = Duration::from_secs(u64::from(lease));
-        Self { id: start.id, lease, start: start.clone(), losses: Mutex::new(Losses::new(Some(lease))) }
+    pub(super) fn new(start: &Start, seconds: u32, lease: Lease) -> Self {
+        let is_light = lease == Lease::Light;
+        let lease = Duration::from_secs(u64::from(seconds));
+        let losses = Mutex::new(Losses::new(Some(lease)));
+        Self { id: start.id, lease, is_light, start: start.clone(), losses }
     }
 
     /// Its name.
@@ -127,17 +134,31 @@ impl Backup<'_> {
         }
     }
 
-    /// START_BACKUP; once more, over another connection, if that is lost and a lease is wanted. What the first one
-    /// has started, if it has, is cancelled.
-    pub(super) fn start_held(&self, coordinator: &mut Session) -> Result<Start> {
-        let lease = Duration::from_secs(u64::from(self.options.lease));
-        let mut losses = Losses::new(Some(lease));
+    /// START_BACKUP. With a lease it may take more than one connection.
+    pub(super) fn start_held(&self, coordinator: &mut Session, lease: Lease) -> Result<Start> {
+        let Some(seconds) = lease.seconds() else { return self.start(coordinator, lease, None) };
+        let refused = match self.start_named(coordinator, lease, Duration::from_secs(u64::from(seconds))) {
+            Err(error) if lease == Lease::Light && error.is_lack() => error,
+            outcome => return outcome,
+        };
+        // Nobody has asked for one. If what is missing is not the lease alone it is said now.
+        let start = self.start(coordinator, Lease::Never, None)?;
+        report::warning(format_args!(
+            "the server has no room for a lease, a connection that is lost ends the backup: {}",
+            refused.message()
+        ));
+        Ok(start)
+    }
+
+    /// START_BACKUP by a name that is known here; over another connection, if that is lost. What the first one has started
+    /// is found by its name, if its answer alone is what was lost, and cancelled, if it is still at its checkpoint.
+    fn start_named(&self, coordinator: &mut Session, lease: Lease, patience: Duration) -> Result<Start> {
+        let mut losses = Losses::new(Some(patience));
         loop {
+            let id = random_id()?;
             let canceller = coordinator.canceller();
-            let error = match self.start(coordinator) {
-                Err(error) if error.kind() == Kind::Connection && !lease.is_zero() && losses.another() => {
-                    error
-                }
+            let error = match self.start(coordinator, lease, Some(id)) {
+                Err(error) if error.kind() == Kind::Connection && losses.another() => error,
                 outcome => return outcome,
             };
             let Some(reconnect) = self.reconnect.get() else { return Err(error) };
@@ -146,11 +167,28 @@ impl Backup<'_> {
             coordinator.abandon();
             self.counters.connection_lost();
             report::warning(format_args!("lost a connection, will start the backup again: {error}"));
-            let end = Instant::now() + lease;
-            let made = reconnect.persist(Some(end), || true, |deadline| reconnect.session(deadline))?;
-            *coordinator = made.ok_or_else(Error::aborted)?;
+            let end = Instant::now() + patience;
+            let made = reconnect.persist(
+                Some(end),
+                || true,
+                |deadline| {
+                    let mut session = reconnect.session(deadline)?;
+                    match super::start::attach(&mut session, id) {
+                        Ok(found) => Ok((session, Some(found))),
+                        Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => Ok((session, None)),
+                        Err(error) => Err(error),
+                    }
+                },
+            )?;
+            let (session, found) = made.ok_or_else(Error::aborted)?;
+            *coordinator = session;
             coordinator.lift_deadline();
             self.counters.connection_replaced();
+            if let Some((start, granted)) = found {
+                self.say("the backup has started already");
+                self.started(&start, granted, lease);
+                return Ok(start);
+            }
         }
     }
 
@@ -171,7 +209,7 @@ impl Backup<'_> {
     /// An error of a backup with a lease, and what is left to do.
     pub(super) fn explain(&self, error: Error) -> Error {
         let error = self.cleanup.explain(error);
-        if self.options.lease > 0 && error.may_pass() && error.hint().is_none() {
+        if self.options.lease.is_asked_for() && error.may_pass() && error.hint().is_none() {
             error.with_hint("What was in the way may pass: the backup can be begun anew by the same command.")
         } else {
             error
@@ -187,8 +225,10 @@ impl Backup<'_> {
     /// The backup has failed: nothing of it stays on the server, if that can be reached.
     pub(super) fn give_up(&self, error: &Error) {
         let (Some(held), Some(reconnect)) = (self.held.get(), self.reconnect.get()) else { return };
-        // Whoever has come after us has it, and goes on.
-        if self.cleanup.has_left() || error.is_taken_over() || error.is_server(SqlState::UNDEFINED_OBJECT) {
+        // Whoever has come after us has it, and goes on. That it does not exist any more is not looked at: what does not
+        // exist may be something else.
+        if self.cleanup.has_left() || error.is_taken_over() {
+            farewell::forget();
             return;
         }
         // With signals and failures behind us: of these nobody would hear in a wait any more.
@@ -196,8 +236,28 @@ impl Backup<'_> {
         self.let_go(held, &reconnect, None);
     }
 
+    /// A second signal ends this program before it comes to [`give_up`](Self::give_up): then the server is told all the same,
+    /// in one short try.
+    pub(super) fn prepare_farewell(&self) {
+        let (Some(held), Some(reconnect)) = (self.held.get(), self.reconnect.get()) else { return };
+        let Ok(reconnect) = reconnect.after_failure() else { return };
+        let id = held.id;
+        farewell::prepare(move || {
+            let deadline = Instant::now() + FAREWELL_PATIENCE;
+            let release = || -> Result<()> {
+                let mut session = reconnect.session(deadline)?;
+                super::start::attach(&mut session, id)?;
+                session.send_command(&Command::Release(Some(id)))?;
+                session.finish()
+            };
+            // It ends with its lease otherwise, and nobody waits to hear of that.
+            let _ = release();
+        });
+    }
+
     fn let_go(&self, held: &Held, reconnect: &Reconnect, mut coordinator: Option<Session>) {
-        let end = Instant::now() + RELEASE_PATIENCE.min(held.lease);
+        let patience = if held.is_light { LIGHT_RELEASE_PATIENCE } else { RELEASE_PATIENCE };
+        let end = Instant::now() + patience.min(held.lease);
         let mut attempt = |deadline: Instant| -> Result<()> {
             let mut session = match coordinator.take() {
                 Some(session) => session,
@@ -215,7 +275,10 @@ impl Backup<'_> {
             outcome => outcome.map(Some),
         };
         match released {
-            Ok(Some(())) => self.say("released the backup on the server"),
+            Ok(Some(())) => {
+                farewell::forget();
+                self.say("released the backup on the server");
+            }
             // The answer was lost, or the lease is over.
             Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => {}
             Ok(None) => {}
@@ -224,5 +287,14 @@ impl Backup<'_> {
                 held.lease.as_secs()
             )),
         }
+    }
+}
+
+/// A name for a backup, which no other has.
+fn random_id() -> Result<BackupId> {
+    let mut bytes = [0; 16];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(16) => Ok(BackupId::from_bytes(bytes)),
+        _ => Err(Error::local("could not generate random backup identifier")),
     }
 }

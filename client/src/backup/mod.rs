@@ -212,6 +212,7 @@ impl<'a> Backup<'a> {
             segment_size,
             recovery_settings,
             compression,
+            lease,
         } = connections;
         // Nobody else sets it.
         let _ = self.reconnect.set(reconnect);
@@ -266,7 +267,7 @@ impl<'a> Backup<'a> {
 
         let start = match again {
             Some(start) => start,
-            None => self.start_held(&mut coordinator)?,
+            None => self.start_held(&mut coordinator, lease)?,
         };
         if record.is_none() && self.held.get().is_some() {
             output.begin_journal(&Self::identity(&start, algorithm))?;

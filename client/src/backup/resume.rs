@@ -98,7 +98,7 @@ impl Backup<'_> {
         if Self::identity(&start, algorithm) != record.identity {
             return Err(Error::local("the backup on the server is not the one that was begun"));
         }
-        let _ = self.held.set(Held::new(&start, lease.unwrap_or_default()));
+        let _ = self.held.set(Held::new(&start, lease.unwrap_or_default(), self.options.lease));
         self.learn(|facts| facts.start = Some((start.position, start.timeline)));
         // Those that went with the process: the server may not have noticed yet.
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).extend(&record.processes);

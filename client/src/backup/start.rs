@@ -7,7 +7,7 @@ use super::lease::Held;
 use super::{Backup, lsn};
 use crate::catalog::index::{Digest, Prior};
 use crate::error::{Error, Result};
-use crate::options::{Progress, Wal};
+use crate::options::{Lease, Progress, Wal};
 use crate::output::Tablespace;
 use crate::report;
 use crate::report::progress::Phase;
@@ -33,7 +33,13 @@ pub(super) struct Start {
 }
 
 impl Backup<'_> {
-    pub(super) fn start(&self, coordinator: &mut Session) -> Result<Start> {
+    /// With this lease, if it can be had. A name is given by whoever might lose the answer.
+    pub(super) fn start(
+        &self,
+        coordinator: &mut Session,
+        lease: Lease,
+        id: Option<BackupId>,
+    ) -> Result<Start> {
         self.counters.enter(Phase::Checkpoint);
         if self.options.verbose {
             self.say("initiating base backup, waiting for checkpoint to complete");
@@ -48,7 +54,9 @@ impl Backup<'_> {
             verify_checksums: self.options.verify_checksums,
             max_rate: self.options.max_rate,
             incremental: self.options.incremental.is_some(),
-            lease: (self.options.lease > 0).then_some(self.options.lease),
+            lease: lease.seconds(),
+            light_lease: lease == Lease::Light,
+            new_backup_id: id,
         });
         coordinator.send_command(&command)?;
         let mut reply = Reply::new(coordinator);
@@ -56,26 +64,32 @@ impl Backup<'_> {
             .result_set(coordinator, reply::START)
             .map_err(|error| explain_start(error, self.options.incremental.is_some()))?;
         self.say("checkpoint completed");
-        let (start, lease) = read(coordinator, reply, &first)?;
+        let (start, granted) = read(coordinator, reply, &first)?;
+        self.started(&start, granted, lease);
+        Ok(start)
+    }
+
+    /// The backup has started, and the server keeps it for so long.
+    pub(super) fn started(&self, start: &Start, granted: Option<u32>, lease: Lease) {
         if self.options.wal != Wal::None {
             self.say(format_args!(
                 "write-ahead log start point: {} on timeline {}",
                 start.position, start.timeline
             ));
         }
-        match lease {
-            Some(seconds) if seconds > 0 => {
+        let none = "the server grants no leases (pg_parallel_backup.max_lease): a connection that is lost ends the backup";
+        match (granted, lease) {
+            (Some(seconds @ 1..), _) => {
                 self.say(format_args!("backup {} has a lease of {seconds} s", start.id));
                 // Once: START_BACKUP is sent again only if the first one has said nothing.
-                let _ = self.held.set(Held::new(&start, seconds));
+                let _ = self.held.set(Held::new(start, seconds, lease));
+                self.prepare_farewell();
             }
-            _ if self.options.lease > 0 => report::warning(
-                "the server grants no leases (pg_parallel_backup.max_lease): a connection that is lost ends the backup",
-            ),
-            _ => {}
+            (_, Lease::Seconds(_)) => report::warning(none),
+            (_, Lease::Light) => self.say(none),
+            (_, Lease::Never) => {}
         }
         self.learn(|facts| facts.start = Some((start.position, start.timeline)));
-        Ok(start)
     }
 }
 

@@ -35,6 +35,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// often.
 const MOST: usize = 20;
 
+/// How often nothing may listen where the server was before it is taken for gone: a proxy between is back sooner.
+const REFUSALS: usize = 3;
+
 /// How often a pause looks whether it is still worth while.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -49,6 +52,9 @@ pub struct Reconnect {
     pub system: System,
     /// Ends every wait.
     pub abort: Arc<Abort>,
+    /// Whether it is tried for all of a lease where nothing listens any more: who has not asked for a lease is not to
+    /// wait for a server that is down, and has lost the backup.
+    pub waits_for_server: bool,
 }
 
 /// How often a connection was lost.
@@ -104,7 +110,7 @@ impl Reconnect {
         is_wanted: impl Fn() -> bool,
         mut attempt: impl FnMut(Instant) -> Result<T>,
     ) -> Result<Option<T>> {
-        let mut number = 0;
+        let (mut number, mut refusals) = (0, 0);
         loop {
             let pause = by_chance(PAUSES[number.min(PAUSES.len() - 1)]);
             let left = end.map_or(pause, |end| end.saturating_duration_since(Instant::now()));
@@ -121,7 +127,12 @@ impl Reconnect {
                 Err(error) if error.kind() == Kind::Aborted => return Ok(None),
                 // Another server, or one that has changed: it will not change back.
                 Err(error) if is_last || error.kind() != Kind::Connection => return Err(error),
-                Err(_) => {}
+                Err(error) => {
+                    refusals = if error.is_refused() { refusals + 1 } else { 0 };
+                    if end.is_some() && !self.waits_for_server && refusals == REFUSALS {
+                        return Err(error);
+                    }
+                }
             }
         }
     }
@@ -149,6 +160,7 @@ impl Reconnect {
             route: self.route,
             system: self.system.clone(),
             abort,
+            waits_for_server: self.waits_for_server,
         })
     }
 

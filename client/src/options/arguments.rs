@@ -81,7 +81,7 @@ pub struct Arguments {
     /// Backup label
     #[arg(short = 'l', long, value_name = "LABEL", help_heading = GENERAL, allow_hyphen_values = true)]
     pub label: Option<OsString>,
-    /// Seconds for which the server keeps the backup when its connection is lost (default: 0)
+    /// Seconds for which the server keeps the backup when its connection is lost (default: up to 300 where it can; 0: not)
     #[arg(long, value_name = "SECONDS", help_heading = GENERAL, allow_hyphen_values = true)]
     pub lease: Option<OsString>,
     /// Go on with the backup that a client has left in DIRECTORY

@@ -13,8 +13,8 @@ use super::numbers::{VOLUME_SIZE, parse_int, parse_max_rate, parse_volume_size};
 use super::tablespace::{TablespaceMap, canonical};
 use super::words::{progress, shown, sync_method};
 use super::{
-    ConnectionOptions, Format, ManifestOptions, Options, PasswordPrompt, Progress, Resume, STDOUT, Side,
-    Slot, Sync, Wal,
+    ConnectionOptions, Format, Lease, ManifestOptions, Options, PasswordPrompt, Progress, Resume, STDOUT,
+    Side, Slot, Sync, Wal,
 };
 use crate::error::{Error, Result};
 use crate::objects::location::{Location, Place};
@@ -43,10 +43,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
     let sync_method = sync_method(raw.sync_method.as_deref())?;
     let verify = verify(&raw)?;
     let progress = progress(raw.progress.as_deref())?;
-    let lease = match raw.lease.as_deref() {
-        None => 0,
-        Some(text) => parse_int(text, "--lease", 0, i64::from(i32::MAX))?,
-    };
+    let lease = lease(&raw)?;
     let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
     let volumes =
         raw.volumes.as_deref().map(|text| parse_volume_size(&text.to_string_lossy())).transpose()?;
@@ -111,10 +108,16 @@ pub fn check(raw: Arguments) -> Result<Options> {
         return Err(incompatible("--progress", "--no-estimate-size"));
     }
     // What has changed is known in one session of the server alone (docs/protocol.md, Leases).
-    if lease > 0 && raw.incremental.is_some() {
-        return Err(incompatible("--lease", "--incremental"));
-    }
-    let resume = resume(&raw, lease > 0, format == Format::Plain && !is_elsewhere)?;
+    let lease = match lease {
+        Some(Lease::Seconds(_)) if raw.incremental.is_some() => {
+            return Err(incompatible("--lease", "--incremental"));
+        }
+        Some(lease) => lease,
+        // On standard output a signal ends this program at once: nobody would give the backup up on the server.
+        None if raw.incremental.is_some() || directory == STDOUT && format == Format::Tar => Lease::Never,
+        None => Lease::Light,
+    };
+    let resume = resume(&raw, lease.is_asked_for(), format == Format::Plain && !is_elsewhere)?;
     let manifest = manifest(&raw)?;
     if let Some(target) = target {
         check_target(&target.to_string_lossy(), raw.write_recovery_conf)?;
@@ -143,7 +146,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
         report: raw.report.map(PathBuf::from),
         progress,
         verbose: raw.verbose > 0,
-        lease: u32::try_from(lease).unwrap_or(0),
+        lease,
         resume,
         max_rate,
         wal: match method {
@@ -380,6 +383,12 @@ fn waldir(raw: &Arguments, format: Format, has_target: bool, directory: &OsStr) 
     Ok(Some(waldir))
 }
 
+fn lease(raw: &Arguments) -> Result<Option<Lease>> {
+    let Some(text) = raw.lease.as_deref() else { return Ok(None) };
+    let seconds = parse_int(text, "--lease", 0, i64::from(i32::MAX))?;
+    Ok(Some(u32::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(Lease::Never, Lease::Seconds)))
+}
+
 /// Whether a backup can be gone on with. What an archive has of a file nobody can tell, who has not written it.
 fn resume(raw: &Arguments, has_lease: bool, is_directory: bool) -> Result<Resume> {
     if !raw.resume {
@@ -394,6 +403,9 @@ fn resume(raw: &Arguments, has_lease: bool, is_directory: bool) -> Result<Resume
     }
     if !is_directory {
         return Err(Error::usage("only backups in plain format can be resumed"));
+    }
+    if raw.incremental.is_some() {
+        return Err(incompatible("--resume", "--incremental"));
     }
     if !has_lease {
         return Err(Error::usage("--resume needs --lease"));

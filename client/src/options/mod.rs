@@ -57,9 +57,8 @@ pub struct Options {
     pub progress: Option<Progress>,
     /// Say more.
     pub verbose: bool,
-    /// How many seconds the server is to keep the backup when the connection that coordinates it is lost; 0 is
-    /// not at all.
-    pub lease: u32,
+    /// Whether the server is to keep the backup when the connection that coordinates it is lost.
+    pub lease: Lease,
     /// Whether a backup with a lease can be gone on with after this process.
     pub resume: Resume,
     /// In kB/s.
@@ -106,6 +105,36 @@ pub enum Format {
     /// An archive for each tablespace.
     Tar,
 }
+
+/// How long the server is to keep a backup whose coordinator it has lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Not at all.
+    Never,
+    /// Nothing was said of it: some minutes, if that takes nothing that somebody else could need, and can be had.
+    Light,
+    /// So many seconds, for as many of which another process can go on with it.
+    Seconds(u32),
+}
+
+impl Lease {
+    /// What is asked of the server, if anything.
+    pub fn seconds(self) -> Option<u32> {
+        match self {
+            Self::Never => None,
+            Self::Light => Some(LIGHT_LEASE),
+            Self::Seconds(seconds) => Some(seconds),
+        }
+    }
+
+    /// Whether the user has asked for it.
+    pub fn is_asked_for(self) -> bool {
+        matches!(self, Self::Seconds(_))
+    }
+}
+
+/// Of a lease that nobody has asked for: long enough for a switch or a firewall that is restarted.
+const LIGHT_LEASE: u32 = 300;
 
 /// What is to be done about a backup that this process, or one before it, does not bring to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -294,7 +323,7 @@ mod tests {
         );
         assert!(options.verify_checksums && options.past_libpq);
         assert!(options.verify.is_none() && !options.discard);
-        assert_eq!(options.lease, 0);
+        assert_eq!(options.lease, Lease::Light);
         assert_eq!(options.connection, ConnectionOptions::default());
     }
 
@@ -344,7 +373,7 @@ mod tests {
         assert_eq!(options.jobs, 8);
         assert_eq!(options.max_rate, Some(1024));
         assert_eq!(options.waldir.unwrap().as_os_str(), "/w");
-        assert_eq!((options.lease, options.resume), (60, Resume::Possible));
+        assert_eq!((options.lease, options.resume), (Lease::Seconds(60), Resume::Possible));
         assert_eq!(options.label, b"-label");
         assert_eq!(options.sync, Sync::None);
         assert_eq!(
@@ -518,6 +547,7 @@ mod tests {
             (&["-D", "x", "--lease", "-1"], "--lease must be in range 0..2147483647"),
             (&["-D", "x", "--resume"], "--resume needs --lease"),
             (&["-D", "x", "--resume", "--lease=0"], "--resume needs --lease"),
+            (&["-D", "x", "--resume", "-i", "m"], "--resume and --incremental are incompatible options"),
             (
                 &["-D", "x", "--resume", "--lease=1", "--dry-run"],
                 "--resume and --dry-run are incompatible options",

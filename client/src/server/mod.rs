@@ -6,6 +6,7 @@ pub mod chunk;
 pub mod connection;
 #[cfg(test)]
 pub mod fake_server;
+pub mod farewell;
 pub mod pq;
 pub mod prompt;
 pub mod reply;

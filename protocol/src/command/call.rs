@@ -28,6 +28,10 @@ impl Command {
                 arguments.bare("max_rate", start.max_rate);
                 arguments.bare("incremental", start.incremental.then_some(true));
                 arguments.bare("lease", start.lease);
+                arguments.bare("light_lease", start.light_lease.then_some(true));
+                if let Some(id) = start.new_backup_id {
+                    arguments.quoted("new_backup_id", id.to_string().as_bytes());
+                }
             }
             Self::SendFileList(list) => {
                 arguments.backup_id(list.backup_id);

@@ -33,6 +33,12 @@ impl Command {
                 if let Some(lease) = start.lease {
                     options.bare(&format!("LEASE {lease}"));
                 }
+                if start.light_lease {
+                    options.bare("LIGHT_LEASE");
+                }
+                if let Some(id) = start.new_backup_id {
+                    options.bare(&format!("NEW_BACKUP_ID '{id}'"));
+                }
             }
             Self::SendFileList(list) => {
                 options.backup_id(list.backup_id);

@@ -94,6 +94,11 @@ pub struct StartBackup {
     /// How many seconds the backup is to outlive its coordinator; `None` if nothing was said of it, and 0 is
     /// not at all.
     pub lease: Option<u32>,
+    /// Whether the lease takes nothing that somebody else could need: no WAL is held for it, and it is given up when
+    /// its place is needed.
+    pub light_lease: bool,
+    /// The backup's name; without one the server makes it.
+    pub new_backup_id: Option<BackupId>,
 }
 
 impl Default for StartBackup {
@@ -106,6 +111,8 @@ impl Default for StartBackup {
             max_rate: None,
             incremental: false,
             lease: None,
+            light_lease: false,
+            new_backup_id: None,
         }
     }
 }

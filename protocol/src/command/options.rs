@@ -31,6 +31,10 @@ pub struct StartBackupOptions {
     pub lease: Option<i64>,
     /// BACKUP_ID, which stands alone.
     pub backup_id: Option<Vec<u8>>,
+    /// LIGHT_LEASE.
+    pub light_lease: Option<bool>,
+    /// NEW_BACKUP_ID.
+    pub new_backup_id: Option<Vec<u8>>,
 }
 
 impl StartBackupOptions {
@@ -46,6 +50,8 @@ impl StartBackupOptions {
                 ("max_rate", self.max_rate.is_some()),
                 ("incremental", self.incremental.is_some()),
                 ("lease", self.lease.is_some()),
+                ("light_lease", self.light_lease.is_some()),
+                ("new_backup_id", self.new_backup_id.is_some()),
             ];
             stands_alone("BACKUP_ID", &others)?;
             return backup_id(&id).map(Command::Attach);
@@ -59,6 +65,8 @@ impl StartBackupOptions {
             max_rate: self.max_rate.map(max_rate).transpose()?,
             incremental: self.incremental.unwrap_or(default.incremental),
             lease: self.lease.map(|lease| seconds("lease", lease)).transpose()?,
+            light_lease: self.light_lease.unwrap_or(default.light_lease),
+            new_backup_id: self.new_backup_id.as_deref().map(new_backup_id).transpose()?,
         }))
     }
 }
@@ -255,6 +263,12 @@ fn backup_id(text: &[u8]) -> Result<BackupId, CommandError> {
         .ok()
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| CommandError::UnknownBackup(encode(text)))
+}
+
+/// A name that a backup is to have.
+fn new_backup_id(text: &[u8]) -> Result<BackupId, CommandError> {
+    backup_id(text)
+        .map_err(|_| CommandError::WrongKind { option: "new_backup_id", wanted: "32 hexadecimal digits" })
 }
 
 /// Process IDs with commas between them; none at all is a list too.

@@ -38,6 +38,8 @@ fn start_backup(mut options: Options) -> Result<StartBackupOptions, CommandError
             b"incremental" => given.incremental = Some(value.boolean("incremental")?),
             b"lease" => given.lease = Some(value.integer("lease")?),
             b"backup_id" => given.backup_id = Some(value.text("backup_id")?),
+            b"light_lease" => given.light_lease = Some(value.boolean("light_lease")?),
+            b"new_backup_id" => given.new_backup_id = Some(value.text("new_backup_id")?),
             _ => return Err(options.unknown(&name)),
         }
     }

@@ -83,6 +83,11 @@ fn leases() {
         assert_eq!(error.sqlstate(), SqlState::INVALID_PARAMETER_VALUE);
         assert_eq!(error.to_string(), format!("{wrong} is outside the valid range for parameter \"lease\""));
     }
+    for wrong in ["", "00112233445566778899aabbccddeef", "x"] {
+        let error = start(vec![word("new_backup_id", wrong)]).unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::SYNTAX_ERROR);
+        assert_eq!(error.to_string(), "new_backup_id requires 32 hexadecimal digits");
+    }
     for wrong in [flag("lease"), word("lease", "1h")] {
         assert_eq!(lease(wrong).unwrap_err().sqlstate(), SqlState::SYNTAX_ERROR);
     }
@@ -117,6 +122,8 @@ fn all_options_of_start_backup() {
         number("max_rate", 32),
         flag("incremental"),
         word("lease", "300"),
+        flag("light_lease"),
+        word("new_backup_id", ID),
     ]);
     assert_eq!(
         command,
@@ -128,6 +135,8 @@ fn all_options_of_start_backup() {
             max_rate: Some(32),
             incremental: true,
             lease: Some(300),
+            light_lease: true,
+            new_backup_id: ID.parse().ok(),
         })
     );
 }
@@ -342,9 +351,11 @@ fn text_of_the_commands() {
                 max_rate: Some(1024),
                 incremental: true,
                 lease: Some(0),
+                light_lease: true,
+                new_backup_id: ID.parse().ok(),
             }),
             "START_BACKUP (LABEL 'l', CHECKPOINT 'fast', PROGRESS, VERIFY_CHECKSUMS false, MAX_RATE 1024, \
-             INCREMENTAL, LEASE 0)",
+             INCREMENTAL, LEASE 0, LIGHT_LEASE, NEW_BACKUP_ID '00112233445566778899aabbccddeeff')",
         ),
         (Command::Attach(ID.parse().unwrap()), "START_BACKUP (BACKUP_ID '00112233445566778899aabbccddeeff')"),
         (Command::Release(None), "STOP_BACKUP (RELEASE)"),
@@ -410,9 +421,12 @@ fn calls_of_the_procedures() {
                 max_rate: Some(1024),
                 incremental: true,
                 lease: Some(0),
+                light_lease: true,
+                new_backup_id: ID.parse().ok(),
             }),
             "CALL parallel_backup.start_backup(label => 'l', checkpoint => 'fast', progress => true, \
-             verify_checksums => false, max_rate => 1024, incremental => true, lease => 0)",
+             verify_checksums => false, max_rate => 1024, incremental => true, lease => 0, \
+             light_lease => true, new_backup_id => '00112233445566778899aabbccddeeff')",
         ),
         (Command::SendFileList(SendFileList::default()), "CALL parallel_backup.send_file_list()"),
         (

@@ -1,7 +1,9 @@
 //! Backups with a lease.
 
 use super::*;
-use crate::backup::lease::End;
+use protocol::SqlState;
+
+use crate::backup::lease::{End, Terms, Told};
 
 const A: BackupId = BackupId::from_bytes([0xA; 16]);
 const FACTS: Facts = Facts {
@@ -36,6 +38,8 @@ enum Kept {
 fn process(pid: u32) -> Process {
     Process { pid, waker: Waker::NOBODY }
 }
+
+const TERMS: Terms = Terms { seconds: 10, light: false };
 
 /// A place, and what is true of the backup by the steps that have succeeded.
 #[derive(Clone)]
@@ -72,7 +76,7 @@ impl Place {
         let member = Member { pid, role: 10, login_role: 10 };
         match step {
             Kept::Reserve => {
-                let lease = Some(Lease::new(10, process(pid)));
+                let lease = Some(Lease::new(TERMS, process(pid)));
                 assert!(table.reserve(A, member, b"label", 1, lease).is_some());
                 self.attached = Some(pid);
             }
@@ -242,4 +246,43 @@ fn a_lease_that_is_taken_over() {
     assert!(matches!(table.backups[0].ended(), Error::LeaseOver(A)));
     table.dismiss(A, End::KeeperGone);
     assert!(matches!(table.attach(A, process(2)), Err(Error::LeaseGone(A))));
+}
+
+#[test]
+fn who_gives_a_place_up() {
+    let id = |number: u8| BackupId::from_bytes([number; 16]);
+    let mut backups = vec![Backup::FREE; 5];
+    let mut transfers = vec![None; 5];
+    let mut table = Table { backups: &mut backups, transfers: &mut transfers, wake: vec![] };
+    // All have gone but the last: of 4 something is being sent, and 1 has a lease that was asked for.
+    for (number, light) in [(1, false), (2, true), (3, true), (4, true), (5, true)] {
+        let pid = u32::from(number);
+        let member = Member { pid, role: 10, login_role: 10 };
+        let lease = Lease::new(Terms { seconds: 10, light }, process(pid));
+        assert!(table.reserve(id(number), member, b"label", 1, Some(lease)).is_some());
+        table.adopt(id(number), process(pid + 100)).unwrap();
+        assert_eq!(table.give_up_light(), None, "{number} is starting");
+        table.run(id(number), FACTS).unwrap();
+    }
+    assert_eq!(table.give_up_light(), None, "all are attached");
+    table.enter(id(4), Member { pid: 40, role: 10, login_role: 10 }).unwrap();
+    for (pid, now) in [(4, 1), (1, 2), (3, 3), (2, 4)] {
+        table.gone(pid, now);
+    }
+    let member = Member { pid: 9, role: 10, login_role: 10 };
+    assert!(table.reserve(id(9), member, b"label", 1, None).is_none());
+    assert_eq!(table.give_up_light(), Some(id(3)));
+    assert!(table.reserve(id(9), member, b"label", 1, None).is_none(), "its keeper is still there");
+    // Whose place is free when the keeper has gone.
+    table.dismiss(id(3), End::KeeperGone);
+    let place = table.reserve(id(9), member, b"label", 1, None).unwrap();
+    assert_eq!(place, 2);
+    assert_eq!(table.give_up_light(), Some(id(2)));
+    let end = table.backups[1].lease.unwrap().end;
+    assert_eq!(end, End::GivenUp);
+    assert_eq!(end.error(id(2), &Told::NOTHING).sqlstate(), SqlState::QUERY_CANCELED);
+    assert_eq!(table.give_up_light(), None, "it has given up already");
+    table.leave(40);
+    assert_eq!(table.give_up_light(), Some(id(4)));
+    assert_eq!(table.give_up_light(), None, "one was asked for, and somebody is attached to the other");
 }

@@ -12,7 +12,7 @@ use Exporter 'import';
 our @EXPORT_OK = qw(call_of);
 
 # Arguments that are text: a number is a string there.
-my %is_text = map { $_ => 1 } qw(label checkpoint backup_id file_checksum compression compression_detail
+my %is_text = map { $_ => 1 } qw(label checkpoint backup_id new_backup_id file_checksum compression compression_detail
 	terminate_transfers);
 
 # What of a file is asked for, and the argument that says so for all files.
