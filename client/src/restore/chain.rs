@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead as _};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -201,11 +201,17 @@ fn combine(program: &Path, arguments: &[OsString], abort: &Abort) -> Result<()> 
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
+        .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
         .map_err(failed)?;
+    let said = child.stderr.take().map(|stderr| std::thread::spawn(|| pass_on(stderr)));
     loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
+            if let Some(said) = said {
+                // A panic was reported.
+                let _ = said.join();
+            }
             return if status.success() {
                 Ok(())
             } else {
@@ -224,6 +230,15 @@ fn combine(program: &Path, arguments: &[OsString], abort: &Abort) -> Result<()> 
         match poll(&mut descriptors, Some(&EVERY)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+/// What it says, but for its warning that links share their content with what is removed here in a moment.
+fn pass_on(stderr: impl io::Read) {
+    for line in io::BufReader::new(stderr).lines().map_while(io::Result::ok) {
+        if !line.contains("--link mode was used") {
+            report::print(&line);
         }
     }
 }

@@ -93,7 +93,8 @@ package ParallelBackup::ObjectStore::Proxy;
 #   from, count   from which of those on (1), and to how many (all)
 #   answer        a status that they get as answer, with an error of S3's form
 #   cut           "request": the connection is closed when some of the body was read; "answer": when the store has done
-#                 what was asked for
+#                 what was asked for; "body": in the middle of the answer's body
+#   flip          a bit of the answer's body is another
 #   delay         seconds for each 64 kB of the body
 #   hold          nothing is answered until the file of this name is there
 #   log           a file that gets a line for each request, and what was done to it
@@ -184,6 +185,9 @@ sub _serve
 	return if $fits && ($self->{cut} // '') eq 'answer';
 	$answer =~ s/^connection:.*\r\n//mi;
 	$answer =~ s/\r\n/\r\nConnection: close\r\n/;
+	my $begin = 4 + index $answer, "\r\n\r\n";
+	$answer = substr $answer, 0, $begin + int((length($answer) - $begin) / 2) if $fits && ($self->{cut} // '') eq 'body';
+	substr($answer, $begin + int((length($answer) - $begin) / 2), 1) ^= "\x04" if $fits && $self->{flip} && length $answer > $begin;
 	_send($client, $answer);
 	return;
 }
