@@ -77,9 +77,44 @@ pub fn from_crc(crc: u32) -> Vec<u8> {
     crc.to_le_bytes().to_vec()
 }
 
-/// The CRC-32C of bytes and others that follow them, from those of both.
-pub fn combine_crcs(crc: u32, next: u32, next_length: u64) -> u32 {
-    narrow(crc_fast::checksum_combine(Crc32Iscsi, u64::from(crc), u64::from(next), next_length))
+/// The CRC-32C of bytes and others that follow them, from those of both: the first is multiplied by x to the number
+/// of bits that follow. The crate's own does the same with matrices, and takes some fifty microseconds.
+pub fn combine_crcs(mut crc: u32, next: u32, next_length: u64) -> u32 {
+    for (bit, shift) in SHIFTS.iter().enumerate() {
+        if next_length >> bit & 1 == 1 {
+            crc = multiply(crc, *shift);
+        }
+    }
+    crc ^ next
+}
+
+/// The polynomial of CRC-32C (RFC 3720), without x^32; the highest bit is the coefficient of x^0.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
+/// x^8, and every next is the square of the one before: what 1, 2, 4 and so on bytes multiply by.
+static SHIFTS: [u32; 64] = {
+    let mut shifts = [1 << (31 - 8); 64];
+    let mut at = 1;
+    while at < shifts.len() {
+        shifts[at] = multiply(shifts[at - 1], shifts[at - 1]);
+        at += 1;
+    }
+    shifts
+};
+
+/// The product of two polynomials, modulo that of CRC-32C.
+const fn multiply(one: u32, mut other: u32) -> u32 {
+    let mut product = 0;
+    let mut power = 0;
+    while power < 32 {
+        if one << power & 1 << 31 != 0 {
+            product ^= other;
+        }
+        // Times x.
+        other = if other & 1 == 0 { other >> 1 } else { other >> 1 ^ POLYNOMIAL };
+        power += 1;
+    }
+    product
 }
 
 /// The crate counts every CRC as 64 bits.
@@ -107,6 +142,12 @@ mod tests {
         for cut in [0, 1, 4096, 9999, 10_000] {
             let (one, other) = bytes.split_at(cut);
             assert_eq!(combine_crcs(crc(one), crc(other), other.len() as u64), crc(&bytes), "{cut}");
+        }
+        for (one, other) in [(0_u32, 0_u32), (1, u32::MAX), (0x1234_5678, 0x9abc_def0), (u32::MAX, 7)] {
+            for length in [0, 1, 8192, 8 << 20, 123_456_789, 1 << 30, 1 << 32, (1 << 40) + 1] {
+                let expected = crc_fast::checksum_combine(Crc32Iscsi, one.into(), other.into(), length);
+                assert_eq!(u64::from(combine_crcs(one, other, length)), expected, "{length}");
+            }
         }
     }
 }
