@@ -110,7 +110,7 @@ impl Stream {
     fn put(&mut self, bytes: &[u8], outbox: &mut Outbox, pace: &impl TransferControl) -> Result<()> {
         self.bytes += bytes.len() as u64;
         self.checksum.update(bytes);
-        put(bytes, outbox, pace)
+        by_turns(bytes, outbox, pace, |turn, outbox| outbox.stream(turn))
     }
 
     fn cover(&mut self, frame: &Frame<'_>) {
@@ -128,21 +128,33 @@ impl Stream {
     }
 }
 
-/// Sends bytes that are in memory, compressed ones or not, as their turn comes.
+/// Sends bytes that are in memory, as they are.
 fn put(bytes: &[u8], outbox: &mut Outbox, pace: &impl TransferControl) -> Result<()> {
+    by_turns(bytes, outbox, pace, |mut rest, outbox| {
+        let length = rest.len();
+        for place in outbox.places(length) {
+            let (here, after) = rest.split_at(place.len());
+            place.copy_from_slice(here);
+            rest = after;
+        }
+        outbox.filled(length);
+    })
+}
+
+/// Hands bytes to the outbox as their turn comes.
+fn by_turns(
+    bytes: &[u8],
+    outbox: &mut Outbox,
+    pace: &impl TransferControl,
+    mut send: impl FnMut(&[u8], &mut Outbox),
+) -> Result<()> {
     for turn in bytes.chunks(pace.chunk(CHUNK).min(CHUNK)) {
         // Nothing that has had its turn waits for the next.
         if pace.is_limited() {
             outbox.flush();
         }
         pace.throttle(turn.len() as u64)?;
-        let mut rest = turn;
-        for place in outbox.places(turn.len()) {
-            let (here, after) = rest.split_at(place.len());
-            place.copy_from_slice(here);
-            rest = after;
-        }
-        outbox.filled(turn.len());
+        send(turn, outbox);
     }
     Ok(())
 }

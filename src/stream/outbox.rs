@@ -20,6 +20,10 @@ pub const PIECE: usize = BLOCK_SIZE;
 /// Message type, length, frame type: what comes before the bytes of a data frame.
 const HEAD: usize = 6;
 
+/// Bytes of a stream in a data frame, at most, where nothing is encrypted. Few large messages are cheaper to take
+/// than many small ones, and what the client reads at once has room for one as a whole, and for what is around it.
+const STREAM_FRAME: usize = CHUNK - 8192;
+
 /// Room for a chunk, and for the frames that may come before it.
 const ROOM: usize = CHUNK + CHUNK / PIECE * HEAD + 8192;
 
@@ -28,6 +32,8 @@ const ROOM: usize = CHUNK + CHUNK / PIECE * HEAD + 8192;
 pub struct Outbox {
     memory: Vec<u8>,
     end: usize,
+    /// Where the last message begins, if it is a data frame that more of the same stream can be added to.
+    stream: Option<usize>,
     /// Where nothing is encrypted: bytes may go past libpq.
     socket: Option<Socket>,
 }
@@ -35,7 +41,7 @@ pub struct Outbox {
 impl Outbox {
     /// Makes the buffer and looks at the connection.
     pub fn of_session() -> Self {
-        Self { memory: vec![0; ROOM], end: 0, socket: Socket::plain() }
+        Self { memory: vec![0; ROOM], end: 0, stream: None, socket: Socket::plain() }
     }
 
     /// Whether bytes can go from the page cache to the client.
@@ -49,9 +55,40 @@ impl Outbox {
         frame.encode(&mut bytes);
         self.make_room(HEAD + bytes.len());
         self.head(bytes.len(), bytes[0]);
-        let rest = &bytes[1..];
-        self.memory[self.end..self.end + rest.len()].copy_from_slice(rest);
-        self.end += rest.len();
+        self.take(&bytes[1..]);
+    }
+
+    /// Takes some bytes of a stream: in the data frame of those before, if that has not gone out yet.
+    pub fn stream(&mut self, mut bytes: &[u8]) {
+        if self.socket.is_none() {
+            for piece in bytes.chunks(PIECE) {
+                self.make_room(HEAD + piece.len());
+                self.head(1 + piece.len(), DATA_TAG);
+                self.take(piece);
+            }
+            return;
+        }
+        while !bytes.is_empty() {
+            let begin = match self.stream {
+                Some(begin) => begin,
+                None => {
+                    self.make_room(HEAD + PIECE.min(bytes.len()));
+                    let begin = self.end;
+                    self.head(1, DATA_TAG);
+                    begin
+                }
+            };
+            let there = self.end - begin - HEAD;
+            let room = (STREAM_FRAME - there).min(self.memory.len() - self.end);
+            let (here, rest) = bytes.split_at(bytes.len().min(room));
+            self.take(here);
+            self.memory[begin..begin + HEAD].copy_from_slice(&data_head(DATA_TAG, 1 + there + here.len()));
+            self.stream = Some(begin);
+            bytes = rest;
+            if !bytes.is_empty() {
+                self.flush();
+            }
+        }
     }
 
     /// The places of `length` file bytes, at most [`CHUNK`], each in a data frame of its own. They
@@ -59,6 +96,7 @@ impl Outbox {
     pub fn places(&mut self, length: usize) -> impl Iterator<Item = &mut [u8]> {
         let whole = length + length.div_ceil(PIECE) * HEAD;
         self.make_room(whole);
+        self.stream = None;
         self.memory[self.end..self.end + whole].chunks_mut(HEAD + PIECE).map(|message| {
             let (head, place) = message.split_at_mut(HEAD);
             head.copy_from_slice(&data_head(DATA_TAG, 1 + place.len()));
@@ -77,6 +115,7 @@ impl Outbox {
         self.make_room(HEAD);
         self.head(1 + length, DATA_TAG);
         let end = std::mem::take(&mut self.end);
+        self.stream = None;
         let socket = self.socket.as_ref().ok_or(ConnectionLost)?;
         socket.send(&self.memory[..end], true)?;
         Ok((socket, &mut self.memory))
@@ -84,6 +123,7 @@ impl Outbox {
 
     /// Sends everything. A lost connection ends the process at the next look at interrupts.
     pub fn flush(&mut self) {
+        self.stream = None;
         let bytes = &self.memory[..std::mem::take(&mut self.end)];
         if bytes.is_empty() {
             return;
@@ -103,6 +143,12 @@ impl Outbox {
     fn head(&mut self, frame: usize, kind: u8) {
         self.memory[self.end..self.end + HEAD].copy_from_slice(&data_head(kind, frame));
         self.end += HEAD;
+        self.stream = None;
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.memory[self.end..self.end + bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
     }
 }
 
