@@ -212,6 +212,11 @@ impl<'a> Receiver<'a> {
         self.position
     }
 
+    /// Whether what comes is a stream that is handed on as one.
+    pub fn passes(&self) -> bool {
+        matches!(self.open, Some(Open { coming: Coming::Passed(_), .. }))
+    }
+
     /// Takes one CopyData message.
     pub fn message(&mut self, message: &[u8], sink: &mut impl Sink) -> Result<()> {
         let frame = Frame::decode(message).map_err(|error| self.violation(&error.to_string()))?;

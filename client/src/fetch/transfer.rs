@@ -507,6 +507,10 @@ impl<S: Sink> CopySink for Feed<'_, '_, S> {
     fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
         self.receiver.data(chunk, self.sink)
     }
+
+    fn keeps(&self) -> bool {
+        self.receiver.passes()
+    }
 }
 
 /// Whether an error says that the backup is gone, or another's by now.

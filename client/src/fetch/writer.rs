@@ -110,6 +110,11 @@ impl<'a> Writer<'a> {
         Error::io(what, &self.work.output.shown(&self.work.name(self.items[file])), error)
     }
 
+    /// What the file that is open comes as, if it comes as a stream and stays one.
+    fn stream(&self) -> Option<Arc<Collected>> {
+        self.open.as_ref().and_then(Open::stream).cloned()
+    }
+
     fn look_at_wal(&mut self, bytes: &[u8]) {
         if let Some(open) = &mut self.open
             && !open.is_stream()
@@ -246,10 +251,18 @@ impl Sink for Writer<'_> {
 
     fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
         self.look_at_wal(&chunk);
+        if let Some(stream) = self.stream() {
+            return self.write(chunk.len(), |_, position| stream.push(chunk, position));
+        }
         self.write(chunk.len(), |output, position| output.write(&chunk, position))
     }
 
     fn pieces(&mut self, pieces: &[Kept]) -> Result<()> {
+        if let Some(stream) = self.stream() {
+            return pieces.iter().try_for_each(|piece| {
+                self.write(piece.len(), |_, position| stream.push_kept(piece, position))
+            });
+        }
         pieces.iter().for_each(|piece| self.look_at_wal(piece));
         let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
         self.write(pieces.iter().map(|piece| piece.len()).sum(), |output, position| {

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ use protocol::frame::Compression;
 
 use super::OutputFile;
 use super::positioned::write_pieces;
+use crate::server::chunk::{Chunk, Kept};
 
 /// What is longer goes to a spool file.
 pub const IN_MEMORY: u64 = 16 << 20;
@@ -46,6 +48,16 @@ pub struct Stream {
 enum Content {
     Memory(Vec<u8>),
     Spool(File, u64),
+    /// Of a stream: it is only added to.
+    Pieces(Vec<Piece>),
+}
+
+/// Some bytes of a stream.
+#[derive(Debug)]
+enum Piece {
+    /// In the memory that they were received in.
+    Kept(Kept),
+    Copied(Vec<u8>),
 }
 
 impl Collected {
@@ -64,14 +76,41 @@ impl Collected {
         stream: Stream,
         spool: impl FnOnce() -> io::Result<File>,
     ) -> io::Result<Self> {
-        let collected = Self::new(offset, stream.length, spool)?;
-        Ok(Self { stream: Some(stream), ..collected })
+        let content = if stream.length <= IN_MEMORY {
+            Content::Pieces(Vec::new())
+        } else {
+            Content::Spool(spool()?, 0)
+        };
+        let content = Mutex::new(content);
+        Ok(Self { offset, content, stream: Some(stream), zeroes: AtomicU64::new(0) })
     }
 
     /// What is in a file already.
     pub fn of(file: File, length: u64) -> Self {
         let content = Mutex::new(Content::Spool(file, length));
         Self { offset: 0, content, stream: None, zeroes: AtomicU64::new(0) }
+    }
+
+    /// The next bytes, which begin at `at`.
+    pub fn push(&self, chunk: Chunk<'_>, at: u64) -> io::Result<()> {
+        if chunk.is_worth_keeping()
+            && let Content::Pieces(pieces) = &mut *self.lock()
+        {
+            pieces.push(Piece::Kept(chunk.keep()));
+            return Ok(());
+        }
+        self.write(&chunk, at)
+    }
+
+    /// The same.
+    pub fn push_kept(&self, piece: &Kept, at: u64) -> io::Result<()> {
+        if piece.is_worth_keeping()
+            && let Content::Pieces(pieces) = &mut *self.lock()
+        {
+            pieces.push(Piece::Kept(piece.clone()));
+            return Ok(());
+        }
+        self.write(piece, at)
     }
 
     /// What it is a stream of, if it is one.
@@ -101,6 +140,7 @@ impl Collected {
         match &*self.lock() {
             Content::Memory(bytes) => bytes.len() as u64,
             Content::Spool(_, length) => *length,
+            Content::Pieces(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
         }
     }
 
@@ -116,6 +156,7 @@ impl Collected {
     pub fn read_kept(&self, mut write: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match &*self.lock() {
             Content::Memory(bytes) => write(bytes),
+            Content::Pieces(pieces) => pieces.iter().try_for_each(|piece| write(piece)),
             Content::Spool(file, length) => {
                 let mut buffer = vec![0; STEP];
                 let mut at = 0;
@@ -153,7 +194,7 @@ impl Collected {
         match &*self.lock() {
             _ if self.stream.is_some() => None,
             Content::Memory(bytes) => Some(take(bytes)),
-            Content::Spool(..) => None,
+            Content::Spool(..) | Content::Pieces(_) => None,
         }
     }
 
@@ -183,6 +224,17 @@ impl OutputFile for Collected {
             Content::Spool(file, length) => {
                 *length = (*length).max(place + bytes.len() as u64);
                 file.write_all_at(bytes, place)
+            }
+            Content::Pieces(pieces) => {
+                let there: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+                if place != there {
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
+                match pieces.last_mut() {
+                    Some(Piece::Copied(last)) => last.extend_from_slice(bytes),
+                    _ => pieces.push(Piece::Copied(bytes.to_vec())),
+                }
+                Ok(())
             }
         }
     }
@@ -215,10 +267,22 @@ impl OutputFile for Collected {
                 Ok(count)
             }
             Content::Spool(file, _) => file.read_at(buffer, place),
+            Content::Pieces(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     fn start_writeback(&self, _: u64, _: u64) {}
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Kept(kept) => kept,
+            Self::Copied(copied) => copied,
+        }
+    }
 }
 
 /// So many zeroes, in pieces.

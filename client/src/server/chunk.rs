@@ -13,7 +13,7 @@ pub struct Chunk<'a> {
 }
 
 /// Some bytes, kept: nobody writes to their memory meanwhile.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Kept {
     memory: Arc<Vec<u8>>,
     range: Range<usize>,
@@ -31,6 +31,12 @@ impl<'a> Chunk<'a> {
         (Self { bytes: head, ..self }, Self { bytes: tail, ..self })
     }
 
+    /// Whether to keep them holds so little else that it is better than a copy: their memory is used for
+    /// nothing else meanwhile.
+    pub fn is_worth_keeping(&self) -> bool {
+        self.memory.is_some_and(|memory| is_worth_keeping(self.len(), memory))
+    }
+
     /// To be used after this call is over.
     pub fn keep(self) -> Kept {
         match self.memory {
@@ -41,6 +47,17 @@ impl<'a> Chunk<'a> {
             None => Kept { memory: Arc::new(self.bytes.to_vec()), range: 0..self.bytes.len() },
         }
     }
+}
+
+impl Kept {
+    /// As [`Chunk::is_worth_keeping`].
+    pub fn is_worth_keeping(&self) -> bool {
+        is_worth_keeping(self.len(), &self.memory)
+    }
+}
+
+fn is_worth_keeping(length: usize, memory: &[u8]) -> bool {
+    length >= memory.len() / 4
 }
 
 /// Bytes that cannot be shared.

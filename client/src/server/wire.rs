@@ -31,6 +31,10 @@ pub trait CopySink {
     fn message(&mut self, payload: &[u8]) -> Result<()>;
     /// Some bytes of a data frame; a frame may come in several pieces.
     fn data(&mut self, chunk: Chunk<'_>) -> Result<()>;
+    /// Whether what comes next is kept for a while: then it had better come in few large pieces.
+    fn keeps(&self) -> bool {
+        false
+    }
 }
 
 /// What the server said.
@@ -77,6 +81,8 @@ pub struct Wire {
     start: usize,
     end: usize,
     rest: Rest,
+    /// File bytes are handed over once a frame is there as a whole, or the buffer is full.
+    gathers: bool,
 }
 
 /// What is read into.
@@ -121,7 +127,12 @@ impl Wire {
     pub fn new() -> Self {
         let buffer = Buffer::new();
         let base = buffer.base;
-        Self { buffer, others: Vec::new(), start: base, end: base, rest: Rest::Nothing }
+        Self { buffer, others: Vec::new(), start: base, end: base, rest: Rest::Nothing, gathers: false }
+    }
+
+    /// Whether file bytes are to be handed over in few large pieces from now on, rather than as they come.
+    pub fn gather(&mut self, gathers: bool) {
+        self.gathers = gathers;
     }
 
     /// Whether everything that was read has been taken.
@@ -134,14 +145,15 @@ impl Wire {
         let left = self.end - self.start;
         let head = if self.rest == Rest::Nothing { DATA_HEAD } else { 0 };
         if self.buffer.is_kept() {
-            let free = self.others.iter_mut().position(|other| !other.is_kept());
-            let mut next = free.map_or_else(Buffer::new, |place| self.others.swap_remove(place));
+            // The last one first: it is still in the processor's cache, if any is.
+            let free = self.others.iter_mut().rposition(|other| !other.is_kept());
+            let mut next = free.map_or_else(Buffer::new, |place| self.others.remove(place));
             let begin = next.base - head;
             next.bytes()[begin..begin + left].copy_from_slice(&self.buffer.memory[self.start..self.end]);
             self.others.push(std::mem::replace(&mut self.buffer, next));
             self.start = begin;
             self.end = begin + left;
-        } else if left == 0 || self.end > self.buffer.base + READ / 2 {
+        } else if left == 0 || self.is_full() || (self.end > self.buffer.base + READ / 2 && left < READ / 8) {
             let begin = self.buffer.base - head;
             if self.start > begin {
                 self.buffer.bytes().copy_within(self.start..self.end, begin);
@@ -180,7 +192,7 @@ impl Wire {
                 Rest::Data(left) => {
                     let there = self.end - self.start;
                     let count = if there >= left { left } else { there / PIECE * PIECE };
-                    if count == 0 {
+                    if count == 0 || (self.gathers && count < left && !self.is_full()) {
                         return Ok(None);
                     }
                     let begin = self.start;

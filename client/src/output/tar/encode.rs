@@ -17,6 +17,10 @@ use crate::options::Options;
 /// How many bytes are written at a time.
 const BUFFER: usize = 256 << 10;
 
+/// What the server's frames come in is written as it is where it is no less than this: what was gathered before goes
+/// out first.
+const PASSED: usize = 64 << 10;
+
 /// How many bytes a thread compresses at a time: none of them knows what came before, which costs the less
 /// the more they are.
 const GZIP_BLOCK: usize = 512 << 10;
@@ -159,7 +163,7 @@ impl Encoding {
                 let between = WireCompression { algorithm, level, long: false };
                 let encoder = compression::Encoder::new(&between).map_err(io::Error::other)?;
                 let encoder = encoder.ok_or(io::ErrorKind::InvalidInput)?;
-                let out = BufWriter::with_capacity(BUFFER, out);
+                let out = BufWriter::with_capacity(PASSED, out);
                 Ok(Box::new(Framed { out, encoder, between: Vec::with_capacity(BETWEEN) }))
             }
             Self::Lz4 { level } => {

@@ -42,11 +42,15 @@ impl Session {
         let mut complete = false;
         let mut failure = None;
         loop {
+            wire.gather(sink.keeps());
             while let Some(event) = wire.next()? {
                 match event {
                     Event::CopyBegins => copying = true,
                     Event::Data(chunk) if copying => sink.data(chunk)?,
-                    Event::Message(payload) if copying => sink.message(payload)?,
+                    Event::Message(payload) if copying => {
+                        sink.message(payload)?;
+                        wire.gather(sink.keeps());
+                    }
                     Event::CopyDone if copying => copying = false,
                     Event::Complete if !copying => complete = true,
                     Event::Error(error) => {
