@@ -51,6 +51,8 @@ fn asked_for(wanted: Specification) -> Result<(WireCompression, Option<&'static 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::{self, Invocation};
+    use crate::server::fake_server::{FakeServer, message, ready, report};
     use protocol::frame::Compression;
 
     #[test]
@@ -69,5 +71,44 @@ mod tests {
         assert_eq!(workers, WireCompression { level: Some(2), ..zstd });
         assert!(remark.unwrap().contains("workers"));
         assert_eq!(asked(Method::Zstd, Some("workers=0")), (zstd, None));
+    }
+
+    /// What SHOW answers.
+    fn setting(value: &str) -> Vec<u8> {
+        let column = [&b"\0\x01setting\0"[..], &[0; 18]].concat();
+        let length = u32::try_from(value.len()).unwrap().to_be_bytes();
+        let row = [&b"\0\x01"[..], &length, value.as_bytes()].concat();
+        [message(b'T', &column), message(b'D', &row), message(b'C', b"SHOW\0"), ready()].concat()
+    }
+
+    fn of_server_that_has(features: Vec<u8>, arguments: &[&str]) -> Result<WireCompression> {
+        let arguments = [&["pg_parallel_basebackup", "-D", "x", "-X", "none"], arguments].concat();
+        let arguments = arguments.into_iter().map(std::ffi::OsString::from).collect::<Vec<_>>();
+        let Invocation::Backup(options) = options::parse(arguments).unwrap() else { panic!("no backup") };
+        let server = FakeServer::start(vec![features]);
+        let outcome = of_server(&options, &mut server.connect());
+        assert_eq!(server.commands(), ["SHOW pg_parallel_backup.features"]);
+        outcome
+    }
+
+    #[test]
+    fn archives_need_checksums_of_streams() {
+        let (zstd, lz4) = (["-Ft", "-Z", "server-zstd:1"], ["-Ft", "-Z", "server-lz4"]);
+        let plain = ["-Fp", "-Z", "server-zstd:1"];
+        let without = "lz4, zstd, lease, incremental";
+        for archive in [zstd, lz4] {
+            let error = of_server_that_has(setting(without), &archive).unwrap_err();
+            assert_eq!(error.message(), "server does not support server-side compression");
+            assert!(error.hint().unwrap().contains("older than 0.3.0"), "{error:?}");
+            assert!(of_server_that_has(setting("lz4, zstd, stream_checksum"), &archive).is_ok());
+        }
+        // What is decompressed here has the checksums of files.
+        assert_eq!(of_server_that_has(setting(without), &plain).unwrap().algorithm, Compression::Zstd);
+        let unknown =
+            [report(b'E', "ERROR", "42704", "unrecognized configuration parameter"), ready()].concat();
+        for arguments in [zstd, lz4, plain] {
+            assert!(of_server_that_has(unknown.clone(), &arguments).is_err());
+        }
+        assert!(of_server_that_has(setting("zstd, stream_checksum"), &lz4).is_err());
     }
 }
