@@ -10,32 +10,61 @@ use std::os::fd::AsRawFd;
 
 use rustix::fs::{Advice, fadvise};
 
+/// To ask about a gap of so many bytes between two parts costs less than to ask twice.
+const GAP: u64 = 64 * 1024;
+
 /// The byte ranges of a part of a file that are not in the page cache. `offset` is a multiple of
 /// the page size. Nothing is known, and nothing returned, where the kernel does not say.
-#[allow(unsafe_code)]
+#[allow(clippy::single_range_in_vec_init)]
 pub fn absent(file: &File, offset: u64, length: usize) -> Vec<Range<u64>> {
+    absent_of(file, &[offset..offset + length as u64])
+}
+
+/// The same of several parts, which ascend and do not overlap; what lies between two that are close to each other
+/// may be among it. To ask about all pages from the first to the last would cost more than to read some of them.
+#[allow(unsafe_code)]
+pub fn absent_of(file: &File, parts: &[Range<u64>]) -> Vec<Range<u64>> {
     let page = rustix::param::page_size();
+    let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Vec::new() };
+    let floor = |at: u64| at / page as u64 * page as u64;
+    let (offset, end) = (floor(first.start), last.end);
     let Ok(start) = libc::off_t::try_from(offset) else { return Vec::new() };
-    let mut resident = vec![0u8; length.div_ceil(page)];
-    // SAFETY: the mapping is made for a length that is not zero, never read through, and unmapped
-    // here; the vector has a byte for each page of it.
-    let known = length > 0
-        && unsafe {
-            let address = libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                start,
-            );
-            address != libc::MAP_FAILED && {
-                let answer = libc::mincore(address, length, resident.as_mut_ptr());
-                libc::munmap(address, length);
-                answer == 0
-            }
-        };
-    if known { ranges(&resident, offset, page as u64) } else { Vec::new() }
+    let Some(length) = end.checked_sub(offset).and_then(|length| usize::try_from(length).ok()) else {
+        return Vec::new();
+    };
+    if length == 0 {
+        return Vec::new();
+    }
+    // SAFETY: a new mapping, of a length that is not zero; it is never read through.
+    let address = unsafe {
+        libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), start)
+    };
+    if address == libc::MAP_FAILED {
+        return Vec::new();
+    }
+    let mut absent = Vec::new();
+    let mut resident = Vec::new();
+    let known = groups(parts).all(|group| {
+        let start = floor(group.start);
+        let (begin, length) = ((start - offset) as usize, (group.end - start) as usize);
+        resident.clear();
+        resident.resize(length.div_ceil(page), 0u8);
+        // SAFETY: the group lies in the mapping, from the beginning of a page on; the vector has a byte for each page
+        // of it.
+        let answer =
+            unsafe { libc::mincore(address.cast::<u8>().add(begin).cast(), length, resident.as_mut_ptr()) };
+        absent.extend(ranges(&resident, start, page as u64));
+        answer == 0
+    });
+    // SAFETY: the mapping made above, which nobody else knows of.
+    unsafe { libc::munmap(address, length) };
+    if known { absent } else { Vec::new() }
+}
+
+/// Parts, those that are close to each other as one.
+fn groups(parts: &[Range<u64>]) -> impl Iterator<Item = Range<u64>> {
+    let close = |one: &Range<u64>, next: &Range<u64>| next.start - one.end <= GAP;
+    parts.chunk_by(close).map(|group| group[0].start..group[group.len() - 1].end)
 }
 
 /// Lets pages go that nobody else has taken up. Pages that are still on their way through a socket
@@ -77,6 +106,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_close_is_asked_for_at_once() {
+        let parts = [0..8192, 8192 + GAP..16384 + GAP, 1 << 20..(1 << 20) + 8192];
+        assert_eq!(groups(&parts).collect::<Vec<_>>(), [0..16384 + GAP, 1 << 20..(1 << 20) + 8192]);
+        assert_eq!(groups(&[]).count(), 0);
+    }
+
+    #[test]
     fn a_file_that_was_just_written_is_in_the_cache() {
         let path = std::env::temp_dir().join(format!("pg_parallel_backup_cache_{}", std::process::id()));
         let mut file =
@@ -85,5 +121,10 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(absent(&file, 0, 64 * 1024), []);
         assert_eq!(absent(&file, 0, 0), []);
+        assert_eq!(absent_of(&file, &[0..8192, 40_960..65_536]), []);
+        // A hole is in no cache.
+        file.set_len(4 << 20).unwrap();
+        let parts = [0..8192, 1 << 20..(1 << 20) + 8192, 3 << 20..(3 << 20) + 16384];
+        assert_eq!(absent_of(&file, &parts), parts[1..]);
     }
 }

@@ -54,9 +54,7 @@ impl CacheKeeper {
     /// The same before parts of a file that lie scattered, and ascend. The kernel does not know which comes next,
     /// so it is told of each: a disk that can read many at a time then does.
     pub fn before_scattered(&mut self, file: &Rc<File>, parts: &[Range<u64>]) {
-        let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return };
-        let span = usize::try_from(last.end - first.start).unwrap_or(0);
-        let absent = intersect(&page_cache::absent(file, first.start, span), parts);
+        let absent = intersect(&page_cache::absent_of(file, parts), parts);
         if absent.is_empty() {
             return;
         }
