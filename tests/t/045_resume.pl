@@ -158,6 +158,51 @@ sub is_good
 	ok(!-e $target, 'nothing is made');
 }
 
+# --- killed, and what is gone on with is not what was left: another cluster, another directory, another journal
+{
+	my $elsewhere = lease_node('elsewhere');
+	next_backup();
+	my $run = under_way();
+	kill_client($run);
+	my $before = file_tree($target);
+	my $untouched = sub {
+		my ($name, $words, @options) = @_;
+		my ($code, $stderr) = run_client('--resume', @options);
+
+		is($code, 1, "$name: exit code");
+		like($stderr, $words, "$name: error");
+		is(row($node, 'state', $run->{id}), 'running', "$name: it is still there");
+		return;
+	};
+	$untouched->('another cluster', qr/error: the backup in directory "\Q$target\E" was begun of another cluster\n\S+ detail: Its system identifier is \d+, that of this server \d+\.$/m,
+		'-d' => $elsewhere->connstr('postgres'));
+	$elsewhere->stop;
+	compare_trees($before, $target, 'another cluster: nothing is touched');
+
+	rename $target, "$target.away" or die $!;
+	mkdir $target, 0700 or die $!;
+	$untouched->('another directory', qr/error: there is no backup to resume in directory "\Q$target\E"$/m);
+	is(join(' ', sort { $a cmp $b } slurp_dir($target)), '. ..', 'another directory: nothing is touched');
+	rename "$target.away/$journal", "$tempdir/journal" or die $!;
+	symlink "$tempdir/journal", "$target/$journal" or die $!;
+	$untouched->('a link in place of the journal', qr/error: could not open file "\Q$target\E\/\Q$journal\E": Too many levels of symbolic links$/m);
+	unlink "$target/$journal" or die $!;
+	rmdir $target or die $!;
+	rename "$target.away", $target or die $!;
+
+	my $text = slurp_file("$tempdir/journal");
+	for my $damaged ([ 'the first byte', $text =~ s/^./X/r ], [ 'its name', $text =~ s/^backup ([0-9a-f])/'backup ' . ($1 eq '0' ? 1 : 0)/mer ], [ 'all of it', '' ])
+	{
+		write_file("$target/$journal", $damaged->[1]);
+		$untouched->("a journal without $damaged->[0]", qr/error: there is no backup to resume in directory "\Q$target\E"$/m);
+	}
+	write_file("$target/$journal", $text);
+	my ($code, $stderr) = run_client('--resume');
+	is($code, 0, 'and the right one: exit code') or diag($stderr);
+	nothing_left($node, 'the right one');
+	is_good('the right one');
+}
+
 # --- killed, and the server has given the backup up
 {
 	next_backup();

@@ -252,7 +252,7 @@ impl<'a> Backup<'a> {
             _ => ChecksumAlgorithm::Crc32c,
         };
         let again = match &record {
-            Some(record) => Some(self.start_again(&mut coordinator, record, algorithm)?),
+            Some(record) => Some(self.start_again(&mut coordinator, record, system.identifier, algorithm)?),
             None => None,
         };
         // What a process has left that has gone is not to suffer if this is not the same command.

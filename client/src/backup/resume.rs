@@ -80,9 +80,19 @@ impl Backup<'_> {
         &self,
         coordinator: &mut Session,
         record: &Record,
+        system: u64,
         algorithm: ChecksumAlgorithm,
     ) -> Result<Start> {
-        let Identity { id, algorithm: first, .. } = record.identity;
+        let Identity { id, system: begun, algorithm: first, .. } = record.identity;
+        if system != begun {
+            // It is not looked for here: that it does not exist would be no reason to remove anything.
+            return Err(Error::local(format!(
+                "the backup in directory \"{}\" was begun of another cluster",
+                self.options.target.display()
+            ))
+            .with_detail(format!("Its system identifier is {begun}, that of this server {system}."))
+            .with_hint("Run the same command as the first time, with --resume."));
+        }
         if algorithm != first {
             return Err(Error::local(format!(
                 "the backup in directory \"{}\" was begun with checksums of algorithm {}",
