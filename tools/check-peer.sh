@@ -17,6 +17,9 @@ mkdir "$SCRATCH/peer"
 tar -xf "$tarball" -C "$SCRATCH/peer" --strip-components=1 --wildcards '*/src/bin/*/t/*.pl'
 shopt -s nullglob
 cd "$SCRATCH/peer"
+# A WAL stream that is lost ends the backup: ours only without a lease, and there is one by default.
+# shellcheck disable=SC2016 # Perl's variable
+sed -i 's|"$tempdir/sigchld"|&, "--lease=0"|' src/bin/pg_basebackup/t/010_pg_basebackup.pl
 tests=()
 while read -r pattern reason; do
 	case $pattern in '' | '#'*) continue ;; esac
