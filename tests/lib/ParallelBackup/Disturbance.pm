@@ -36,7 +36,8 @@ our %PHASE = (
 #           'server' the server's end alone: the client does not
 #           'half'   the client's end is shut down in the one direction that it reads from
 #           'stall'  nothing moves for some time, and then all goes on
-#           'change' a bit of the next byte of the reply is another, and all goes on
+#           'change' a bit of the next byte of the reply is another, and all goes on, until the connection is silent for
+#                    seconds: then it is cut. Who was told of a longer message than there is would wait for ever
 #   for     how many seconds something stands still
 #   bit     which bit of the byte, from 0
 sub new
@@ -63,11 +64,12 @@ sub _carry
 {
 	my ($self, $client, $server) = @_;
 	my $both = IO::Select->new($client, $server);
-	my ($event, $left);
+	my ($event, $left, $is_changed);
 
 	while (1)
 	{
-		for my $from ($both->can_read)
+		my @ready = $both->can_read($is_changed ? 5 : undef) or return;
+		for my $from (@ready)
 		{
 			my $count = sysread($from, my $bytes, 1 << 16) or return;
 			if ($from == $client)
@@ -95,6 +97,7 @@ sub _carry
 					# The byte may be in what comes next.
 					next if $event->{how} eq 'change' && $bytes eq '';
 					return if !$self->_happen($event, $client, $server, \$bytes);
+					$is_changed ||= $event->{how} eq 'change';
 					undef $event;
 				}
 			}
