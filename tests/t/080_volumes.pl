@@ -38,6 +38,7 @@ $node->safe_psql('postgres', $_) for (
 	'VACUUM FREEZE');
 # More than is kept in memory, and no relation.
 make_file("$pgdata/spooled", 17 * $MB);
+write_file("$pgdata/no \xff utf-8", 'x');
 mkdir "$pgdata/empty_directory", 0700 or die $!;
 $node->restart;
 my $query = join ' UNION ALL ', map { "SELECT '$_', count(*), sum(hashtext(x::text)) FROM $_ x" } qw(t t1 t2);

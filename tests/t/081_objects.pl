@@ -113,6 +113,28 @@ $store->put('others/thing', 'x');
 run_client('not empty', 1, qr{error: "s3://backups/others" exists but is not empty}, client(undef, '-D' => 's3://backups/others'));
 run_client('no bucket', 1, qr{error: could not list objects below "s3://nowhere/x": }, client(undef, '-D' => 's3://nowhere/x'));
 
+my $before = join ' ', $store->list('');
+run_client('dry run', 0, qr/^\z/, client(undef, '-D' => 's3://backups/dry/run', '--dry-run'));
+run_client('dry run of what is taken', 1, qr{error: "s3://backups/a/plain" has a backup already}, client(undef, '-D' => 's3://backups/a/plain', '--dry-run'));
+is(join(' ', $store->list('')), $before, 'dry run: nothing is written');
+
+# Of two to one place one gets it, whatever the other does then.
+{
+	my $hold = "$tempdir/both";
+	my $proxy = ParallelBackup::ObjectStore::Proxy->new(store => $store, method => qr/^PUT/, path => qr/backup_claim/, hold => $hold, log => "$tempdir/both.log");
+	my @runs = map { { errors => '' } } 1 .. 2;
+	$_->{run} = IPC::Run::start([ client($proxy, '-D' => 's3://backups/both', '-j' => 1) ], '<' => \undef, '>' => \$_->{out}, '2>' => \$_->{errors}, IPC::Run::timeout(300)) for @runs;
+	# Both have found nothing, and write their claims.
+	for (1 .. 3000) { last if -e "$tempdir/both.log" && 2 == (() = slurp_file("$tempdir/both.log") =~ /disturbed$/mg); $_->{run}->pump_nb for @runs; Time::HiRes::sleep(0.1) }
+	write_file($hold, '');
+	$_->{run}->finish for @runs;
+	$proxy->stop;
+	my @codes = sort map { ($_->{run}->results)[0] } @runs;
+	is("@codes", '0 1', 'two at once: one gets the place') or diag(map { $_->{errors} } @runs);
+	like(join('', map { $_->{errors} } @runs), qr{error: "s3://backups/both" is in use by another backup}, 'two at once: the other is told');
+	ok(volume_index($store->download('both', "$tempdir/both.place")), 'two at once: there is one whole backup');
+}
+
 # Once something fails it is tried again.
 for my $case (
 	[ 'five_hundreds', method => qr/^PUT/, path => qr/partNumber/, count => 3, answer => 500 ],
@@ -195,6 +217,22 @@ for my $signal ('INT', 'KILL')
 	is_deeply([ $store->uploads ], [], 'by hand: the upload is no more');
 	run_client('by hand, nothing', 0, qr{nothing is left of a backup below "s3://backups/d/nothing"}, @command[ 0 .. $#command - 1 ], 's3://backups/d/nothing');
 }
+
+# Pages that are damaged on the server: what there is of a copy is kept, and is no backup.
+{
+	my $path = $node->safe_psql('postgres', q(SELECT pg_relation_filepath('t1')));
+	$node->stop;
+	$node->corrupt_page_checksum($path, 8192);
+	$node->start;
+	my $prefix = 'e/damaged';
+	run_client('damaged', 1, qr{error: checksum error occurred\n.*objects below "s3://backups/$prefix" not removed, without an index}s, client(undef, '-D' => "s3://backups/$prefix", '-j' => 2));
+	my @left = $store->list("$prefix/");
+	cmp_ok(scalar @left, '>', 2, 'damaged: volumes are left');
+	is(scalar(grep { !/\.tar\z/ } @left), 0, 'damaged: and nothing else');
+	run_client('damaged: removed', 0, qr/removing/, 'env', $store->environment, 'pg_parallel_basebackup', '--remove-leftovers', '-D' => "s3://backups/$prefix");
+	is_deeply([ $store->list("$prefix/") ], [], 'damaged: removed');
+}
+is_deeply([ $store->uploads ], [], 'in the end no upload is left');
 
 unlike($outputs, $secret, 'nothing secret is in any message');
 

@@ -308,7 +308,10 @@ fn undo_outside(outside: &dyn Outside, fate: Fate) {
             report::info(format_args!("objects below \"{shown}\" not removed at user's request"));
             outside.leave()
         }
-        Fate::KeptDamaged => outside.leave(),
+        Fate::KeptDamaged => {
+            report::info(format_args!("objects below \"{shown}\" not removed, without an index"));
+            outside.leave()
+        }
     };
     if let Err(error) = outcome {
         report::error(&error.with_hint(format!(
