@@ -300,6 +300,7 @@ pub fn each_zeroes(count: u64, mut write: impl FnMut(&[u8]) -> io::Result<()>) -
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::sync::Arc;
 
     use compression::{Encoder, Step};
     use protocol::compression::WireCompression;
@@ -330,6 +331,40 @@ mod tests {
                 assert!(all == [b"head", bytes, &[0; 100_000]].concat(), "{algorithm:?} {length}");
                 assert!(collected.in_memory(<[u8]>::len).is_none());
                 assert!(collected.read(&mut [0], 8192).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_of_a_stream_are_kept_where_they_lie() {
+        let memory = Arc::new((0..100_000_u32).map(|at| (at % 251) as u8).collect::<Vec<u8>>());
+        let algorithm = Compression::Zstd;
+        for length in [memory.len() as u64, IN_MEMORY + 1] {
+            let stream = Stream { algorithm, length, head: Vec::new() };
+            let collected = Collected::of_stream(0, stream, tempfile::tempfile).unwrap();
+            let mut at = 0;
+            for (number, next) in [30_000, 30_100, 30_200, 70_000, 100_000].into_iter().enumerate() {
+                let chunk = Chunk::of(&memory, at..next);
+                if number % 2 == 0 {
+                    collected.push(chunk, at as u64).unwrap();
+                } else {
+                    collected.push_kept(&chunk.keep(), at as u64).unwrap();
+                }
+                at = next;
+            }
+            // Three are worth it, in memory; two are copied, as one.
+            let (count, pieces) = if length <= IN_MEMORY { (4, 4) } else { (1, 1) };
+            assert_eq!(Arc::strong_count(&memory), count);
+            let (mut kept, mut calls) = (Vec::new(), 0);
+            collected
+                .read_kept(|bytes| {
+                    calls += 1;
+                    kept.write_all(bytes)
+                })
+                .unwrap();
+            assert_eq!((kept == *memory, calls), (true, pieces));
+            if length <= IN_MEMORY {
+                assert!(collected.write(b"x", 7).is_err(), "nothing is written over");
             }
         }
     }

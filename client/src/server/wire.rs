@@ -526,6 +526,43 @@ mod tests {
     }
 
     #[test]
+    fn gathered_frames_come_whole_whatever_they_come_in() {
+        const FRAME: usize = READ - 8192;
+        let content: Vec<u8> = (0..4 * FRAME + 300 * PIECE + 77).map(|at| (at % 251) as u8).collect();
+        let (large, larger) = content.split_at(4 * FRAME);
+        let frames = large.chunks(FRAME).chain(larger.chunks(127 * PIECE));
+        let mut stream: Vec<u8> = frames.flat_map(|bytes| frame(&Frame::Data(bytes))).collect();
+        stream.extend(frame(&Frame::Vanished(b"gone")));
+        for step in [1000, 30_000, 100_000, usize::MAX] {
+            let mut wire = Wire::new();
+            wire.gather(true);
+            let (mut kept, mut ended, mut rest) = (Vec::new(), false, &stream[..]);
+            while !rest.is_empty() {
+                let space = wire.space();
+                let count = space.len().min(rest.len()).min(step);
+                assert!(count > 0, "no space");
+                space[..count].copy_from_slice(&rest[..count]);
+                rest = &rest[count..];
+                wire.filled(count);
+                while let Some(event) = wire.next().unwrap() {
+                    match event {
+                        Event::Data(chunk) => kept.push(chunk.keep()),
+                        Event::Message(_) => ended = true,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            assert!(ended && wire.is_empty());
+            let lengths: Vec<_> = kept.iter().map(|kept| kept.len()).collect();
+            assert_eq!(lengths[..4], [FRAME; 4], "{step} at a time");
+            // Longer ones than the buffer in as many pieces as it takes.
+            assert!(lengths.len() < 4 + 20, "{lengths:?}");
+            let all: Vec<u8> = kept.iter().flat_map(|bytes| bytes.to_vec()).collect();
+            assert!(all == content, "{step} at a time");
+        }
+    }
+
+    #[test]
     fn errors_as_libpq_puts_them() {
         let error = message(
             b'E',

@@ -14,6 +14,8 @@ use ParallelBackup::Compressed qw(decompress);
 use ParallelBackup::Frame qw(digest_of);
 
 use constant CHECKSUMMED => 64 * 1024;
+# Of a stream in a frame, where nothing is encrypted.
+use constant MAX_STREAM_FRAME => 248 * 1024;
 use constant DECOMPRESSED_TOGETHER => 4 * 1024 * 1024;
 
 # new(begin => sub, data_sink => sub, end => sub, vanish => sub, sha => bits)
@@ -52,7 +54,7 @@ sub frame
 		if ($file->{compression})
 		{
 			croak "file \"$file->{path}\": a frame of " . length($frame->{data}) . " compressed bytes"
-			  if length($frame->{data}) > 8192;
+			  if length($frame->{data}) > MAX_STREAM_FRAME;
 			$file->{stream} .= $frame->{data};
 			$file->{frames}++;
 			return;
