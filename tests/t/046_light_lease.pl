@@ -204,6 +204,26 @@ sub is_good
 	$proxy->stop;
 	is_good('a server without leases');
 
+	if (stock_server())
+	{
+		# The library is new, the extension's procedures are those of 0.2.0.
+		sql($node, q(
+			ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.start_backup;
+			ALTER PROCEDURE parallel_backup.start_backup RENAME TO start_backup_of_0_3;
+			CREATE PROCEDURE parallel_backup.start_backup(label text DEFAULT NULL, checkpoint text DEFAULT NULL, progress boolean DEFAULT NULL,
+				verify_checksums boolean DEFAULT NULL, max_rate int8 DEFAULT NULL)
+			LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_start_backup_wrapper';
+			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.start_backup));
+		command_checks_all([ @client, '-D' => $target, '-d' => $node->connstr('postgres') ], 0, [qr/^$/],
+			[qr/warning: the backup has no lease, a connection that is lost ends it: the database needs ALTER EXTENSION pg_parallel_backup UPDATE$/m], 'an extension that was not updated');
+		is_good('an extension that was not updated');
+		sql($node, q(
+			ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.start_backup;
+			DROP PROCEDURE parallel_backup.start_backup;
+			ALTER PROCEDURE parallel_backup.start_backup_of_0_3 RENAME TO start_backup;
+			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.start_backup));
+	}
+
 	# It needs no slot.
 	sql($node, q(ALTER SYSTEM SET max_replication_slots = 0));
 	$node->restart;
@@ -216,7 +236,7 @@ sub is_good
 	sql($node, q(ALTER SYSTEM SET max_worker_processes = 1));
 	$node->restart;
 	command_checks_all([ @client, '-D' => $target, '-d' => $node->connstr('postgres') ], 0, [qr/^$/],
-		[qr/warning: the server has no room for a lease, a connection that is lost ends the backup: could not initiate base backup: ERROR:  no background process is free for a parallel backup with a lease\nHINT: .*max_worker_processes/], 'no process');
+		[qr/warning: the backup has no lease, a connection that is lost ends it: could not initiate base backup: ERROR:  no background process is free for a parallel backup with a lease\nHINT: .*max_worker_processes/], 'no process');
 	is_good('no process');
 	command_checks_all([ @client, '-D' => $target, '--lease' => 60, '-d' => $node->connstr('postgres') ], 2, [qr/^$/],
 		[qr/error: could not initiate base backup: ERROR:  no background process is free/], 'no process, and it was asked for');

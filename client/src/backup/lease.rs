@@ -138,14 +138,17 @@ impl Backup<'_> {
     pub(super) fn start_held(&self, coordinator: &mut Session, lease: Lease) -> Result<Start> {
         let Some(seconds) = lease.seconds() else { return self.start(coordinator, lease, None) };
         let refused = match self.start_named(coordinator, lease, Duration::from_secs(u64::from(seconds))) {
-            Err(error) if lease == Lease::Light && error.is_lack() => error,
+            Err(error) if lease == Lease::Light && error.is_lack() => error.message().to_owned(),
+            // By the procedures of a database whose extension was not updated along with the library.
+            Err(error) if lease == Lease::Light && error.is_server(SqlState::UNDEFINED_FUNCTION) => {
+                "the database needs ALTER EXTENSION pg_parallel_backup UPDATE".to_owned()
+            }
             outcome => return outcome,
         };
         // Nobody has asked for one. If what is missing is not the lease alone it is said now.
         let start = self.start(coordinator, Lease::Never, None)?;
         report::warning(format_args!(
-            "the server has no room for a lease, a connection that is lost ends the backup: {}",
-            refused.message()
+            "the backup has no lease, a connection that is lost ends it: {refused}"
         ));
         Ok(start)
     }
