@@ -21,6 +21,7 @@ my $target = "$tempdir/target";
 my $node = lease_node('main', conf => q(
 listen_addresses = '127.0.0.1'
 checkpoint_timeout = 1h
+wal_keep_size = 0
 max_replication_slots = 3
 pg_parallel_backup.max_backups = 3
 ));
@@ -97,6 +98,28 @@ sub is_good
 	nothing_left($node, '--lease=0');
 
 	command_fails_like([ @client, '-D' => $target, '--resume', '-d' => $node->connstr('postgres') ], qr/error: --resume needs --lease$/m, '--resume needs --lease');
+}
+
+# --- WAL is held for a lease that was asked for alone: where the server removes what a lost stream had still to bring,
+# there is no backup
+for my $lease ([], [ '--lease' => 60 ])
+{
+	my $name = "WAL is removed, @$lease";
+	my $run = under_way('-D' => $target, @$lease);
+	$run->{handle}->signal('STOP');
+	wait_until($node, q(SELECT bool_and(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity WHERE query ~ '^START_REPLICATION'), "$name: the stream is lost");
+	my $segment = sql($node, 'SELECT pg_walfile_name(pg_current_wal_lsn())');
+	sql($node, 'UPDATE touched SET id = id; SELECT pg_switch_wal(); CHECKPOINT') for 1 .. 3;
+	is(-e $node->data_dir . "/pg_wal/$segment" ? 'there' : 'gone', @$lease ? 'there' : 'gone', "$name: what it had come to");
+	$run->{handle}->signal('CONT');
+	is(client_ended($run), @$lease ? 0 : 1, "$name: exit code");
+	if (@$lease) { is_good($name) }
+	else
+	{
+		like($run->{err}, qr/error: .*WAL streaming failed: .*requested WAL segment $segment has already been removed$/m, "$name: error");
+		ok(!-e $target, "$name: nothing is left here");
+	}
+	nothing_left($node, $name);
 }
 
 # --- what goes to standard output has none
