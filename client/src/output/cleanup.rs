@@ -127,11 +127,13 @@ impl Cleanup {
     }
 
     /// From now on the backup writes there too.
+    #[cfg_attr(not(feature = "object-store"), allow(dead_code, reason = "nothing else is outside"))]
     pub fn outside(&self, outside: Arc<dyn Outside>) {
         *self.lock_outside() = Some(outside);
     }
 
     /// All of that is complete, and stays.
+    #[cfg_attr(not(feature = "object-store"), allow(dead_code, reason = "nothing else is outside"))]
     pub fn outside_is_complete(&self) {
         *self.lock_outside() = None;
     }
