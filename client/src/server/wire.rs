@@ -170,6 +170,12 @@ impl Wire {
         self.buffer.base + READ - self.end < READ / 8
     }
 
+    /// Whether more of a frame's bytes could be read behind those that are there: at once, or once they are moved to
+    /// the beginning.
+    fn has_room(&self) -> bool {
+        self.end < self.buffer.base + READ || self.start > self.buffer.base
+    }
+
     /// So many bytes were read.
     pub fn filled(&mut self, count: usize) {
         self.end += count;
@@ -192,7 +198,7 @@ impl Wire {
                 Rest::Data(left) => {
                     let there = self.end - self.start;
                     let count = if there >= left { left } else { there / PIECE * PIECE };
-                    if count == 0 || (self.gathers && count < left && !self.is_full()) {
+                    if count == 0 || (self.gathers && count < left && self.has_room()) {
                         return Ok(None);
                     }
                     let begin = self.start;
