@@ -41,7 +41,7 @@ make_file("$pgdata/spooled", 17 * $MB);
 write_file("$pgdata/no \xff utf-8", 'x');
 mkdir "$pgdata/empty_directory", 0700 or die $!;
 $node->restart;
-my $query = join ' UNION ALL ', map { "SELECT '$_', count(*), sum(hashtext(x::text)) FROM $_ x" } qw(t t1 t2);
+my $query = join(' UNION ALL ', map { "SELECT '$_', count(*), sum(hashtext(x::text)) FROM $_ x" } qw(t t1 t2)) . ' ORDER BY 1';
 my $expected = $node->safe_psql('postgres', $query);
 
 sub started

@@ -33,7 +33,7 @@ $node->safe_psql('postgres', $_) for (
 	"CREATE TABLE t AS SELECT id, (SELECT string_agg(md5(id::text || n), '') FROM generate_series(1, 30) n) AS filler FROM generate_series(1, 32000) AS id",
 	"CREATE TABLE t1 TABLESPACE ts AS SELECT id FROM generate_series(1, 20000) AS id",
 	'VACUUM FREEZE', 'CHECKPOINT');
-my $query = join ' UNION ALL ', map { "SELECT '$_', count(*), sum(hashtext(x::text)) FROM $_ x" } qw(t t1);
+my $query = join(' UNION ALL ', map { "SELECT '$_', count(*), sum(hashtext(x::text)) FROM $_ x" } qw(t t1)) . ' ORDER BY 1';
 my $expected = $node->safe_psql('postgres', $query);
 my $outputs = '';
 
