@@ -124,15 +124,6 @@ impl Error {
             }
     }
 
-    /// Whether nothing listens where the server should. These are libpq's words and the system's, in English, since this
-    /// program sets no locale.
-    pub fn is_refused(&self) -> bool {
-        self.kind == Kind::Connection
-            && (self.message.contains("Connection refused")
-                || self.message.contains("connection to server on socket")
-                    && self.message.contains("No such file or directory"))
-    }
-
     /// Whether the server has too little of something (class 53).
     pub fn is_lack(&self) -> bool {
         matches!(self.kind, Kind::Server(state) if state.starts_with(b"53"))
@@ -197,19 +188,6 @@ mod tests {
     fn an_error_in_another_stays_what_it_is() {
         let error = Error::io("write to file", Path::new("/a"), &io::Error::other(Error::aborted()));
         assert_eq!(error.kind(), Kind::Aborted);
-    }
-
-    #[test]
-    fn nothing_listens() {
-        let socket =
-            "connection to server on socket \"/tmp/.s.PGSQL.5432\" failed: No such file or directory";
-        assert!(Error::connection(socket).is_refused());
-        assert!(
-            Error::connection("connection to server at \"h\", port 1 failed: Connection refused")
-                .is_refused()
-        );
-        assert!(!Error::connection("connection to server at \"h\", port 1 failed: timeout").is_refused());
-        assert!(!Error::local("Connection refused").is_refused());
     }
 
     #[test]

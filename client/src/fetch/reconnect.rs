@@ -127,12 +127,13 @@ impl Reconnect {
                 Err(error) if error.kind() == Kind::Aborted => return Ok(None),
                 // Another server, or one that has changed: it will not change back.
                 Err(error) if is_last || error.kind() != Kind::Connection => return Err(error),
-                Err(error) => {
-                    refusals = if error.is_refused() { refusals + 1 } else { 0 };
-                    if end.is_some() && !self.waits_for_server && refusals == REFUSALS {
+                Err(error) if end.is_some() && !self.waits_for_server => {
+                    refusals = if self.connector.nobody_listens() { refusals + 1 } else { 0 };
+                    if refusals == REFUSALS {
                         return Err(error);
                     }
                 }
+                Err(_) => {}
             }
         }
     }

@@ -2,9 +2,12 @@
 
 use std::cell::Cell;
 use std::ffi::{CString, OsStr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
@@ -33,6 +36,9 @@ const CALL_SETTINGS: &str = " -c standard_conforming_strings=on";
 /// the two hours that operating systems take. What the user sets counts more.
 const KEEPALIVES: [(&str, &str); 3] =
     [("keepalives_idle", "60"), ("keepalives_interval", "10"), ("keepalives_count", "6")];
+
+/// How long it is looked whether somebody listens. A refusal comes at once, wherever from.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What every connection of a backup is made from.
 #[derive(Debug, Clone)]
@@ -164,6 +170,22 @@ impl Connector {
         );
     }
 
+    /// Whether nothing listens where the first connection has come to. libpq says so in the user's language alone, so that it is
+    /// looked at here: a connection that says nothing, and which the server does not log.
+    pub fn nobody_listens(&self) -> bool {
+        let pinned = self.pinned.as_deref().unwrap_or_default();
+        let value = |name| lookup(pinned, name).and_then(|value| value.into_string().ok());
+        let (Some(host), Some(port)) = (value("host"), value("port")) else { return false };
+        let outcome = if host.starts_with('/') {
+            UnixStream::connect(format!("{host}/.s.PGSQL.{port}")).map(drop)
+        } else {
+            let address = value("hostaddr").and_then(|address| address.parse::<IpAddr>().ok());
+            let (Some(address), Ok(port)) = (address, port.parse()) else { return false };
+            TcpStream::connect_timeout(&SocketAddr::new(address, port), LOOK).map(drop)
+        };
+        outcome.is_err_and(|error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
+    }
+
     /// The options of the first connection as the user wants them for other purposes: without those that
     /// only this program sets.
     pub fn user_options(&self) -> Vec<Keyword> {
@@ -283,7 +305,9 @@ fn c_string(value: &OsStr) -> Result<CString> {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
+    use std::ffi::{CStr, OsString};
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
 
     use super::*;
     use crate::server::fake_server::FakeServer;
@@ -309,6 +333,38 @@ mod tests {
             .rev()
             .find(|(key, _)| key.to_bytes() == name.as_bytes())
             .map(|(_, value)| value.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn nobody_listens_where_there_was_somebody() {
+        let mut connector = connector("", None);
+        assert!(!connector.nobody_listens());
+        let pinned = |pairs: &[(&CStr, String)]| -> Option<Vec<Keyword>> {
+            Some(
+                pairs
+                    .iter()
+                    .map(|(name, value)| ((*name).to_owned(), CString::new(&**value).unwrap()))
+                    .collect(),
+            )
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        let at = [(c"host", "h".to_owned()), (c"hostaddr", "127.0.0.1".to_owned()), (c"port", port)];
+        connector.pinned = pinned(&at);
+        assert!(!connector.nobody_listens());
+        drop(listener);
+        assert!(connector.nobody_listens());
+
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().to_str().unwrap().to_owned();
+        connector.pinned = pinned(&[(c"host", directory), (c"port", "7".to_owned())]);
+        assert!(connector.nobody_listens());
+        let socket = place.path().join(".s.PGSQL.7");
+        let listener = UnixListener::bind(&socket).unwrap();
+        assert!(!connector.nobody_listens());
+        // Left by a server that was killed.
+        drop(listener);
+        assert!(socket.exists() && connector.nobody_listens());
     }
 
     #[test]
