@@ -52,7 +52,8 @@ pub fn read(
     let reader = decompress(stored, compression).map_err(|error| failed(shown, &error))?;
     let mut archive = tar::Archive::new(Tail { reader, read: 0, zeroes: 0 });
     let entries = archive.entries().map_err(|error| failed(shown, &error))?;
-    for entry in entries {
+    // As they are: a name that does not fit into a header is read into memory however long it says it is.
+    for entry in entries.raw(true) {
         let mut entry = entry.map_err(|error| failed(shown, &error))?;
         let Some(member) = member(&entry, prefix, shown)? else { continue };
         if each(member, &mut entry)? == Next::Enough {
@@ -81,7 +82,7 @@ pub fn index(file: &std::fs::File, prefix: &str, shown: &str) -> Result<Vec<Memb
     let mut archive = tar::Archive::new(BufReader::new(file));
     let mut members = Vec::new();
     let mut end = 0;
-    for entry in archive.entries_with_seek().map_err(|error| failed(shown, &error))? {
+    for entry in archive.entries_with_seek().map_err(|error| failed(shown, &error))?.raw(true) {
         let entry = entry.map_err(|error| failed(shown, &error))?;
         let data_end = entry.raw_file_position().checked_add(entry.size());
         end = data_end
@@ -125,7 +126,11 @@ fn member<R: Read>(entry: &tar::Entry<'_, R>, prefix: &str, shown: &str) -> Resu
     } else if kind.is_file() || kind.is_contiguous() {
         (MemberKind::File, entry.size())
     } else {
-        return refuse("It is neither a file nor a directory nor a symbolic link.");
+        // PostgreSQL writes no headers that extend others, and its own programs read none.
+        let kind = char::from(kind.as_byte()).escape_default();
+        return refuse(&format!(
+            "It is neither a file nor a directory nor a symbolic link, but of type \"{kind}\"."
+        ));
     };
     let mode = match header.mode() {
         // Bits that make a program something else are nothing that a data directory has.
@@ -331,7 +336,18 @@ mod tests {
         header.set_mode(0o600);
         builder.append_data(&mut header, "fifo", io::empty()).unwrap();
         let error = contents(builder.into_inner().unwrap(), Compression::None).unwrap_err();
-        assert_eq!(error.detail(), Some("It is neither a file nor a directory nor a symbolic link."));
+        let detail = |kind| {
+            format!("It is neither a file nor a directory nor a symbolic link, but of type \"{kind}\".")
+        };
+        assert_eq!(error.detail(), Some(&*detail('6')));
+        // A long name in GNU's form, which has a member of its own.
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(1);
+        header.set_mode(0o600);
+        builder.append_data(&mut header, "n/".repeat(200), &b"x"[..]).unwrap();
+        let error = contents(builder.into_inner().unwrap(), Compression::None).unwrap_err();
+        assert_eq!(error.detail(), Some(&*detail('L')));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::manifest::{Manifest, TABLESPACE_MAP};
 use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::os;
+use crate::output::claim::is_claim;
 use crate::output::cleanup::make_directory;
 use crate::output::directory::target::Target;
 use crate::report::progress::Counters;
@@ -125,6 +126,12 @@ impl<'a> Extract<'a> {
     }
 
     fn file(&self, member: &Member, bytes: &mut dyn Read, shown: &str) -> Result<()> {
+        if is_claim(member.path.as_bytes()) {
+            return Err(Error::local(format!(
+                "archive \"{shown}\" has a file by whose name this program marks a directory as its own: \"{}\"",
+                String::from_utf8_lossy(member.path.as_bytes())
+            )));
+        }
         let known = match self.manifest {
             Some(manifest) => manifest.find(&member.path)?,
             None => None,
