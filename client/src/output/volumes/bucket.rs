@@ -244,7 +244,12 @@ impl Outside for Shared {
 
     fn leave(&self) -> Result<()> {
         self.give_up_uploads()?;
-        self.remote.delete(CLAIM)
+        let own = self.lock().claim.clone();
+        // Not that of somebody who has taken the prefix over.
+        match (own, Claim::of(&self.remote)?) {
+            (Some(own), Some(there)) if own.run == there.run => self.remote.delete(CLAIM),
+            _ => Ok(()),
+        }
     }
 }
 
