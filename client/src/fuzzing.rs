@@ -10,10 +10,10 @@ use protocol::{BackupPath, ChecksumAlgorithm};
 use sha2::{Digest as _, Sha256};
 
 use crate::catalog::index::Index;
+use crate::chunk::Chunk;
 use crate::error::{Error, Result};
 use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::restore;
-use crate::server::chunk::Chunk;
 use crate::server::wire::{Event, Wire};
 
 /// Counts what is handed on of each file, which must be what was announced.

@@ -12,14 +12,15 @@
 //! - `catalog`: what a backup in volumes says of itself;
 //! - `report`: what the user hears.
 //!
-//! All of them use `abort`, `signals` and `error` (how it ends), `manifest`, and `os` and `limits` (the operating
-//! system). Unsafe code is in `server::pq`, `server::tls` and `os`.
+//! All of them use `abort`, `signals` and `error` (how it ends), `manifest`, `chunk` (bytes in memory that is shared), and `os`
+//! and `limits` (the operating system). Unsafe code is in `server::pq`, `server::tls` and `os`.
 
 mod abort;
 #[cfg(test)]
 mod allocations;
 mod backup;
 mod catalog;
+mod chunk;
 mod compress;
 mod error;
 mod fetch;

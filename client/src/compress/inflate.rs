@@ -6,8 +6,8 @@ use compression::{DecodeError, Decoder};
 use protocol::compression::WireCompression;
 use protocol::frame::Compression;
 
+use crate::chunk::Chunk;
 use crate::error::{Error, Result};
-use crate::server::chunk::Chunk;
 
 /// Bytes that are decompressed before they are handed on: still in the second-level cache when they are
 /// checksummed and written.
@@ -104,7 +104,7 @@ impl From<DecodeError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::chunk::Kept;
+    use crate::chunk::Kept;
     use compression::{Encoder, Step};
 
     fn stream(asked: &WireCompression, bytes: &[u8]) -> Vec<u8> {

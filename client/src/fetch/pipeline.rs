@@ -6,10 +6,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use protocol::FileBegin;
 
+use crate::chunk::{Chunk, Kept};
 use crate::error::{Error, Result};
 use crate::fetch::receive::{Received, Sink};
 use crate::report::meter::{Meter, Shares};
-use crate::server::chunk::{Chunk, Kept};
 
 /// How far the receiving may be ahead, in things to do: some buffers of the socket.
 const AHEAD: usize = 4;

@@ -13,11 +13,11 @@ use protocol::frame::Compression;
 use protocol::frame::StreamEnd;
 use protocol::{ChecksumAlgorithm, FileBegin, FileEnd, Frame, Lsn};
 
+use crate::chunk::{Chunk, Kept};
 use crate::compress::{Failure, Inflater};
 use crate::error::{Error, Result};
 use crate::fetch::increment::Place;
 use crate::output::Attributes;
-use crate::server::chunk::{Chunk, Kept};
 use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
 
 /// What is verified and checksummed at a time: in the first-level cache between the two.

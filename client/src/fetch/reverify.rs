@@ -14,6 +14,7 @@ use pages::page::BLOCK_SIZE;
 use protocol::command::{Extent, Range};
 use protocol::{BackupPath, BlockList, ChecksumAlgorithm, FileBegin, FileRequest, MAX_FILES_PER_COMMAND};
 
+use crate::chunk::Chunk;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::increment::Place;
 use crate::fetch::queue::Item;
@@ -22,7 +23,6 @@ use crate::fetch::transfer::{Work, is_hopeless};
 use crate::fetch::writer::{ZEROES, piece};
 use crate::output::OutputFile;
 use crate::output::collected::Collected;
-use crate::server::chunk::Chunk;
 use crate::server::connection::Session;
 
 /// What is read at once to checksum a file anew.

@@ -18,6 +18,7 @@ use protocol::{
     BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, MAX_BLOCK_LISTS, SqlState,
 };
 
+use crate::chunk::Chunk;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::increment::{self, Increment, Increments, Place};
 use crate::fetch::ordered::{Delivery, Sequencer};
@@ -34,7 +35,6 @@ use crate::output::{Attributes, Intake, Output, OutputFile, Remains};
 use crate::report;
 use crate::report::meter::Meter;
 use crate::report::progress::Counters;
-use crate::server::chunk::Chunk;
 use crate::server::connection::Session;
 use crate::server::wire::CopySink;
 use crate::wal::check::Needed;

@@ -7,6 +7,7 @@ use pages::checksum::{Checksum, combine_crcs, from_crc, to_crc};
 use protocol::frame::Compression;
 use protocol::{BackupPath, ChecksumAlgorithm, FileBegin, FileRequest};
 
+use crate::chunk::{Chunk, Kept};
 use crate::error::{Error, Result};
 use crate::fetch::increment::Place;
 use crate::fetch::queue::{Item, Part};
@@ -15,7 +16,6 @@ use crate::fetch::reverify::reread;
 use crate::fetch::transfer::{Work, wal_file_name};
 use crate::output::collected::{Collected, Stream};
 use crate::output::{Attributes, Intake, OutputFile, Piece};
-use crate::server::chunk::{Chunk, Kept};
 use crate::wal::check::SegmentPages;
 
 /// After so many bytes of a file the operating system is told to begin writing them to disk.

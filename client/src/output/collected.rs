@@ -13,7 +13,7 @@ use protocol::frame::Compression;
 
 use super::OutputFile;
 use super::positioned::write_pieces;
-use crate::server::chunk::{Chunk, Kept};
+use crate::chunk::{Chunk, Kept};
 
 /// What is longer goes to a spool file.
 pub const IN_MEMORY: u64 = 16 << 20;

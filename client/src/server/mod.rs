@@ -2,7 +2,6 @@
 //! of transfers past libpq. What is fetched, and where it goes, others say.
 
 pub mod cancel;
-pub mod chunk;
 pub mod connection;
 #[cfg(test)]
 pub mod fake_server;

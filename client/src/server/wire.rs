@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use protocol::frame::DATA_TAG;
 
+use crate::chunk::Chunk;
 use crate::error::{Error, Result};
-use crate::server::chunk::Chunk;
 
 /// Bytes read at once: several times what a Unix socket takes in one piece, and still in the
 /// second-level cache when they are verified, checksummed and written.

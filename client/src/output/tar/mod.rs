@@ -47,7 +47,7 @@ use crate::options::{Options, Sync, Wal};
 use crate::report;
 
 /// Where the links to tablespaces are.
-pub const LINKS: &[u8] = b"pg_tblspc/";
+const LINKS: &[u8] = b"pg_tblspc/";
 
 /// Zeroes for what is not there.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -81,14 +81,7 @@ impl Archives {
     /// the data directory. Recovery makes that by tablespace_map; what is in place has its directory from whoever
     /// extracts the archive.
     fn locate<'p>(&self, path: &'p [u8]) -> Option<(&Archive, &'p [u8])> {
-        if path.starts_with(LINKS) {
-            let slash = memchr::memchr(b'/', &path[LINKS.len()..]).map(|at| LINKS.len() + at);
-            let (link, name) = slash.map_or((path, &b""[..]), |at| (&path[..at], &path[at + 1..]));
-            if let Some(archive) = self.tablespaces.get(link) {
-                return (!name.is_empty()).then_some((archive, name));
-            }
-        }
-        Some((&self.base, path))
+        locate(path, &self.base, &self.tablespaces)
     }
 
     fn all(&self) -> impl Iterator<Item = &Archive> {
@@ -385,6 +378,23 @@ impl Output for Tar<'_> {
         }
         self.cleanup.finish(self.syncs())
     }
+}
+
+/// Of what there is for the data directory and for each tablespace, by what paths in it begin with: that which a path is in,
+/// and its name there; none for a tablespace itself.
+pub fn locate<'a, 'p, T>(
+    path: &'p [u8],
+    base: &'a T,
+    tablespaces: &'a HashMap<Vec<u8>, T>,
+) -> Option<(&'a T, &'p [u8])> {
+    if let Some(below) = path.strip_prefix(LINKS) {
+        let slash = memchr::memchr(b'/', below).map(|at| LINKS.len() + at);
+        let (link, name) = slash.map_or((path, &b""[..]), |at| (&path[..at], &path[at + 1..]));
+        if let Some(found) = tablespaces.get(link) {
+            return (!name.is_empty()).then_some((found, name));
+        }
+    }
+    Some((base, path))
 }
 
 /// The time as headers have it.

@@ -30,7 +30,7 @@ use super::space::{Need, Sizes};
 use super::tar::encode::Encoding;
 use super::tar::header::check_name;
 use super::tar::kept::{self, Kept};
-use super::tar::{LINKS, now};
+use super::tar::{locate, now};
 use super::{
     About, Attributes, Intake, Layout, MANIFEST, Modes, Output, OutputFile, Piece, Remains, Tablespace,
     WalOutput,
@@ -197,14 +197,7 @@ impl Groups {
     /// The volumes that a path is in, and its name there; none for a tablespace itself, which is a link in
     /// the data directory.
     fn locate<'p>(&self, path: &'p [u8]) -> Option<(&Pool, &'p [u8])> {
-        if path.starts_with(LINKS) {
-            let slash = memchr::memchr(b'/', &path[LINKS.len()..]).map(|at| LINKS.len() + at);
-            let (link, name) = slash.map_or((path, &b""[..]), |at| (&path[..at], &path[at + 1..]));
-            if let Some(pool) = self.tablespaces.get(link) {
-                return (!name.is_empty()).then_some((pool, name));
-            }
-        }
-        Some((&self.base, path))
+        locate(path, &self.base, &self.tablespaces)
     }
 
     fn pools(&self) -> impl Iterator<Item = &Pool> {

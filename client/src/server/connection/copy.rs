@@ -182,7 +182,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::chunk::Chunk;
+    use crate::chunk::Chunk;
     use crate::server::fake_server::{FakeServer, copy, message, report};
 
     struct Nobody;
