@@ -1,24 +1,12 @@
 #!/usr/bin/env bash
 # The crates that are built in: licences, where they come from, versions that are there twice, known advisories
-# (deny.toml). Sets cargo-deny up in the cache if it is not installed, which takes some minutes once.
+# (deny.toml).
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-
-VERSION=0.20.2
+. "$TOOLS/rust.sh"
 
 cd "$ROOT"
-deny=$(command -v cargo-deny || true)
-if [ -z "$deny" ]; then
-	tools=$(cache_dir)/tools
-	deny=$tools/bin/cargo-deny
-	mkdir -p "$tools"
-	if [ "$("$deny" --version 2>/dev/null)" != "cargo-deny $VERSION" ]; then
-		lock "$tools/.lock" 'installation of cargo-deny'
-		step 'Installing cargo-deny (some minutes, once)' \
-			cargo install --quiet --locked --root "$tools" --target-dir "$tools/target" "cargo-deny@$VERSION"
-		rm -rf "$tools/target"
-	fi
-fi
+deny=$(cargo_tool cargo-deny 0.20.2)
 say 'cargo-deny'
 "$deny" --workspace --locked --log-level error check --hide-inclusion-graph licenses bans sources
 # The database of advisories is a git repository elsewhere: not every machine may go there.

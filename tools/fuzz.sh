@@ -1,28 +1,15 @@
 #!/usr/bin/env bash
 # Fuzzing by libFuzzer with AddressSanitizer: each target of fuzz/, or those in TARGETS, for MINUTES each. What was found to be
-# of interest is kept in fuzz/corpus, beside fuzz/seeds, which the repository has, and what fails in fuzz/artifacts. Sets
-# cargo-fuzz up in the cache if it is not installed. The compiler's unstable flags are allowed for this build alone.
+# of interest is kept in fuzz/corpus, and what fails in fuzz/artifacts; what has failed once is in fuzz/seeds, of the
+# repository, and tried each time. The compiler's unstable flags are allowed for this build alone.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 . "$TOOLS/rust.sh"
 
-VERSION=0.13.2
-
 "$TOOLS/prerequisites.sh"
 "$TOOLS/server.sh"
 use_server "$INSTALL/bin/pg_config"
-fuzz=$(command -v cargo-fuzz || true)
-if [ -z "$fuzz" ]; then
-	tools=$(cache_dir)/tools
-	fuzz=$tools/bin/cargo-fuzz
-	mkdir -p "$tools"
-	if [ ! -x "$fuzz" ]; then
-		lock "$tools/.lock" 'installation of cargo-fuzz'
-		step 'Installing cargo-fuzz (a minute, once)' \
-			cargo install --quiet --locked --root "$tools" --target-dir "$tools/target" "cargo-fuzz@$VERSION"
-		rm -rf "$tools/target"
-	fi
-fi
+fuzz=$(cargo_tool cargo-fuzz 0.13.2)
 cd "$ROOT/fuzz"
 CARGO_TARGET_DIR=$(cache_dir)/target-fuzz
 export CARGO_TARGET_DIR RUSTC_BOOTSTRAP=1

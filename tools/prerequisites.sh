@@ -10,22 +10,15 @@ set -euo pipefail
 
 has_program() { command -v "$1" >/dev/null; }
 has_header() { echo "#include <$1>" | cc -E -o /dev/null - 2>/dev/null; }
-# As tests/t/018_examples.pl looks for it.
-has_psycopg() {
+# Whether some Python has these modules, of those that tests and tools/objects.sh look at.
+has_python() {
 	local python
 	for python in ${PPB_PYTHON:-} python3 /usr/bin/python3; do
-		if "$python" -c 'import psycopg' 2>/dev/null; then return 0; fi
+		if "$python" -c "import $1" 2>/dev/null; then return 0; fi
 	done
 	return 1
 }
-# As tools/objects.sh looks for it.
-has_venv() {
-	local python
-	for python in ${PPB_PYTHON:-} python3 /usr/bin/python3; do
-		if "$python" -c 'import ensurepip, venv' 2>/dev/null; then return 0; fi
-	done
-	return 1
-}
+has_venv() { has_python 'ensurepip, venv'; }
 has_perl() { perl "${@/#/-M}" -e 1 2>/dev/null; }
 # bindgen loads libclang when it runs and needs the compiler's own headers (stddef.h) with it.
 # Any version does; Debian's generic package brings the one of its release.
@@ -92,7 +85,7 @@ needs() {
 		if [ -z "${PPB_NO_OBJECTS:-}" ]; then
 			echo 'python3-venv|venv for Python, with pip|has_venv'
 		fi
-		echo 'python3-psycopg|psycopg 3 for Python (PPB_PYTHON names one that has it)|has_psycopg'
+		echo 'python3-psycopg|psycopg 3 for Python (PPB_PYTHON names one that has it)|has_python psycopg'
 	fi
 }
 

@@ -38,3 +38,22 @@ use_server() {
 	LD_LIBRARY_PATH=$("$pg_config" --libdir)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 	export LD_LIBRARY_PATH
 }
+
+# cargo_tool NAME VERSION: prints the path of a program for cargo: the installed one, or else that of this version in the cache,
+# where it is installed first, which takes some minutes once.
+cargo_tool() {
+	local name=$1 version=$2 tools program
+	program=$(command -v "$name" || true)
+	if [ -z "$program" ]; then
+		tools=$(cache_dir)/tools
+		program=$tools/bin/$name
+		mkdir -p "$tools"
+		if [ "$("$program" --version 2>/dev/null)" != "$name $version" ]; then
+			lock "$tools/.lock" "installation of $name" >&2
+			step "Installing $name $version (some minutes, once)" \
+				cargo install --quiet --locked --root "$tools" --target-dir "$tools/target" "$name@$version" >&2
+			rm -rf "$tools/target"
+		fi
+	fi
+	echo "$program"
+}
