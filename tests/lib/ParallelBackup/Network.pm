@@ -1,6 +1,7 @@
 # What stands between client and server in tests: a process that takes connections over TCP, and has each of them
 # carried to the server by a process of its own. What happens to the bytes on the way is for those to say who derive
-# from this: _connect makes the connection to the server, _carry(client, server, number) hands on what comes.
+# from this: _connect makes the connection to the server, _carry(client, server, number) hands on what comes; or
+# _accepted(client, number) does all of it.
 
 package ParallelBackup::Network;
 
@@ -59,10 +60,19 @@ sub _serve
 		$number++;
 		next if fork();
 		close $listener;
-		my $server = $self->_connect;
-		$self->_carry($client, $server, $number) if $server;
+		eval { $self->_accepted($client, $number) };
 		POSIX::_exit(0);
 	}
+	return;
+}
+
+# One connection, in a process of its own.
+sub _accepted
+{
+	my ($self, $client, $number) = @_;
+	my $server = $self->_connect;
+
+	$self->_carry($client, $server, $number) if $server;
 	return;
 }
 

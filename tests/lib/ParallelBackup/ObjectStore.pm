@@ -9,9 +9,8 @@ use warnings FATAL => 'all';
 use Carp;
 use Exporter 'import';
 use HTTP::Tiny;
-use IO::Select;
 use IO::Socket::INET;
-use POSIX ();
+use ParallelBackup::Network;
 use PostgreSQL::Test::Utils;
 
 our @EXPORT = qw(object_store);
@@ -88,6 +87,8 @@ sub download
 
 package ParallelBackup::ObjectStore::Proxy;
 
+use parent -norequire, 'ParallelBackup::Network';
+
 # new(store => ..., method => regex, path => regex, and what happens to requests that fit)
 #
 #   from, count   from which of those on (1), and to how many (all)
@@ -101,50 +102,17 @@ package ParallelBackup::ObjectStore::Proxy;
 sub new
 {
 	my ($class, %params) = @_;
-	my $listener = IO::Socket::INET->new(Listen => 50, LocalAddr => '127.0.0.1', Proto => 'tcp') or Carp::croak("could not listen: $!");
-	my $self = bless { from => 1, %params, port => $listener->sockport }, $class;
-	my ($server) = $params{store}{url} =~ m{//(.*)};
 
 	# How many requests have fitted, counted by all processes.
-	open $self->{counter}, '+>', undef or Carp::croak($!);
-	$self->{pid} = fork() // Carp::croak("could not fork: $!");
-	if (!$self->{pid})
-	{
-		setpgrp;
-		$SIG{CHLD} = 'IGNORE';
-		while (my $client = $listener->accept)
-		{
-			next if fork;
-			close $listener;
-			eval { $self->_serve($client, $server) };
-			POSIX::_exit(0);
-		}
-		POSIX::_exit(0);
-	}
-	close $listener;
-	return $self;
+	open my $counter, '+>', undef or Carp::croak($!);
+	return $class->SUPER::new(from => 1, counter => $counter, %params);
 }
-
-sub port { return $_[0]{port} }
-
-sub stop
-{
-	my ($self) = @_;
-
-	if (my $pid = delete $self->{pid})
-	{
-		kill 'KILL', -$pid, $pid;
-		waitpid $pid, 0;
-	}
-	return;
-}
-
-sub DESTROY { local $?; $_[0]->stop; return }
 
 # One request; the connection ends with its answer.
-sub _serve
+sub _accepted
 {
-	my ($self, $client, $server) = @_;
+	my ($self, $client) = @_;
+	my ($server) = $self->{store}{url} =~ m{//(.*)};
 	my $head = '';
 
 	while ($head !~ /\r\n\r\n/) { sysread($client, $head, 65536, length $head) or return }
