@@ -110,6 +110,13 @@ fn member<R: Read>(entry: &tar::Entry<'_, R>, prefix: &str, shown: &str) -> Resu
         ))
         .with_detail(why.to_owned()))
     };
+    // PostgreSQL writes no headers that extend others, and its own programs read none.
+    if !(kind.is_dir() || kind.is_symlink() || kind.is_file() || kind.is_contiguous()) {
+        let kind = char::from(kind.as_byte()).escape_default();
+        return refuse(&format!(
+            "It is neither a file nor a directory nor a symbolic link, but of type \"{kind}\"."
+        ));
+    }
     // The directory itself, as other programs pack it.
     if kind.is_dir() && matches!(trimmed, b"" | b".") {
         return Ok(None);
@@ -123,14 +130,8 @@ fn member<R: Read>(entry: &tar::Entry<'_, R>, prefix: &str, shown: &str) -> Resu
     } else if kind.is_symlink() {
         let Some(target) = entry.link_name_bytes() else { return refuse("It is a link to nowhere.") };
         (MemberKind::Link(target.into_owned()), 0)
-    } else if kind.is_file() || kind.is_contiguous() {
-        (MemberKind::File, entry.size())
     } else {
-        // PostgreSQL writes no headers that extend others, and its own programs read none.
-        let kind = char::from(kind.as_byte()).escape_default();
-        return refuse(&format!(
-            "It is neither a file nor a directory nor a symbolic link, but of type \"{kind}\"."
-        ));
+        (MemberKind::File, entry.size())
     };
     let mode = match header.mode() {
         // Bits that make a program something else are nothing that a data directory has.
