@@ -95,7 +95,9 @@ for my $case (
 	$proxy->stop;
 	my $requests = slurp_file($log);
 	my $parts = () = $requests =~ /^PUT \S*partNumber=/mg;
-	$prefix eq 'small' ? ok(!-s "$tempdir/none", "$prefix: small") : cmp_ok($parts, '>=', 3, "$prefix: it was uploaded in parts");
+	cmp_ok($parts, '>=', 3, "$prefix: it was uploaded in parts");
+	my %volumes = map { $_ => 1 } $requests =~ m{^PUT \S*?/a/$prefix/(base\.\d+\.tar)}mg;
+	cmp_ok(scalar(keys %volumes), '>=', $prefix eq 'small' ? 3 : 1, "$prefix: volumes");
 	my @written = $requests =~ m{^PUT \S*?/a/$prefix/([^ ?\n]+)}mg;
 	is($written[0], 'backup_claim.json', "$prefix: the claim comes first");
 	is_deeply([ @written[ -2, -1 ] ], [ 'backup_manifest', 'backup_index.json' ], "$prefix: manifest and index come last");

@@ -103,13 +103,14 @@ is((split /\n/, $stdout)[1], undef, 'list: no backup');
 
 # Volumes that are not what the index says.
 my $damaged = sub {
-	my ($name, $words, $change) = @_;
+	my ($name, $words, $change, $from) = @_;
 	my $place = "$tempdir/damaged";
 
+	$from = "$places/" . ($from // 'b');
 	mkdir $place or die $!;
-	for my $file (grep { !/^\.\.?\z/ } slurp_dir("$places/b"))
+	for my $file (grep { !/^\.\.?\z/ } slurp_dir($from))
 	{
-		File::Copy::copy("$places/b/$file", "$place/$file") or die $!;
+		File::Copy::copy("$from/$file", "$place/$file") or die $!;
 	}
 	$change->($place);
 	is_refused($name, [$place], $words);
@@ -117,13 +118,13 @@ my $damaged = sub {
 	return;
 };
 my ($volume) = sort grep { /^base\.\d+\.tar/ } slurp_dir("$places/b");
-my ($wal) = sort grep { /^pg_wal\.\d+\.tar/ } slurp_dir("$places/b");
+my ($wal) = sort grep { /^pg_wal\.\d+\.tar\z/ } slurp_dir("$places/a/full");
 $damaged->('a volume that is missing', qr/error: "\Q$tempdir\E\/damaged\/\Q$volume\E" is missing\n.*detail: The index of the backup says that it is part of it\.$/m,
 	sub { unlink "$_[0]/$volume" or die $! });
 $damaged->('a volume that was cut', qr/error: "\Q$tempdir\E\/damaged\/\Q$volume\E" has size \d+, but size \d+ in the index of the backup$/m,
 	sub { truncate "$_[0]/$volume", 1000 or die $! });
 $damaged->('bytes behind the end of an archive', qr/error: could not read archive "\Q$tempdir\E\/damaged\/\Q$wal\E": its SHA-256 digest is not that of the index$/m,
-	sub { open my $file, '+<:raw', "$_[0]/$wal" or die $!; sysseek $file, (-s $file) - 3, 0; sysread $file, my $byte, 1; sysseek $file, (-s $file) - 3, 0; syswrite $file, chr(ord($byte) ^ 1); CORE::close($file) }) if $wal !~ /zst/;
+	sub { open my $file, '+<:raw', "$_[0]/$wal" or die $!; sysseek $file, (-s $file) - 3, 0; sysread $file, my $byte, 1; sysseek $file, (-s $file) - 3, 0; syswrite $file, chr(ord($byte) ^ 1); CORE::close($file) }, 'a/full');
 $damaged->('a volume with other bytes', qr/error: /,
 	sub { open my $file, '+<:raw', "$_[0]/$volume" or die $!; sysseek $file, 5000, 0; sysread $file, my $byte, 1; sysseek $file, 5000, 0; syswrite $file, chr(ord($byte) ^ 1); CORE::close($file) });
 $damaged->('another manifest', qr/error: "\Q$tempdir\E\/damaged\/backup_manifest" (?:has size|is not that of the index)/,
