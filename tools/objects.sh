@@ -4,8 +4,8 @@
 # Released versions, of which none takes another's place unnoticed.
 MOTO=5.2.5 FLASK=3.1.3 FLASK_CORS=6.0.5
 
-# object_server LOG: starts it, and exports PPB_S3, its URL. Once installed in the cache it needs no network. Where it cannot be
-# had that is an error, unless PPB_NO_OBJECTS says that those tests may be left out.
+# object_server LOG: starts it, and exports PPB_S3, its URL, and PPB_BOTO3, where Python finds boto3. Once installed in the cache
+# it needs no network. Where it cannot be had that is an error, unless PPB_NO_OBJECTS says that those tests may be left out.
 object_server() {
 	local log=$1 place port
 	if [ -n "${PPB_NO_OBJECTS:-}" ]; then
@@ -23,6 +23,12 @@ object_server() {
 	for _ in $(seq 300); do
 		if curl -s -o /dev/null --noproxy '*' "http://127.0.0.1:$port/"; then
 			export PPB_S3=http://127.0.0.1:$port
+			# moto has it for its own use; whoever runs the tests may not be able to read the cache.
+			export PPB_BOTO3=$SCRATCH/boto3
+			mkdir -p "$PPB_BOTO3"
+			(cd "$place"/lib/python3*/site-packages &&
+				cp -r boto3 botocore s3transfer jmespath dateutil urllib3 six.py "$PPB_BOTO3/")
+			chmod -R a+rX "$PPB_BOTO3"
 			return
 		fi
 		sleep 0.1
