@@ -16,6 +16,7 @@ use protocol::{BackupPath, BlockList, ChecksumAlgorithm, FileBegin, FileRequest,
 
 use crate::chunk::Chunk;
 use crate::error::{Error, Kind, Result};
+use crate::fetch::batch::{Feed, send_files_content};
 use crate::fetch::increment::Place;
 use crate::fetch::queue::Item;
 use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
@@ -189,7 +190,9 @@ impl Patch<'_> {
             .collect();
         self.stretches = stretches.to_vec();
         let work = self.work;
-        work.transfer(session, &wanted, checks, Some(verify), &mut Receiver::new(&wanted, checks), self)
+        let command = send_files_content(wanted.clone(), work.backup, checks, Some(verify));
+        let text = session.route().text_of(&command);
+        work.transfer(session, &text, Feed::new(&mut Receiver::new(&wanted, checks), self))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {

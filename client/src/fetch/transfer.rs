@@ -1,42 +1,37 @@
 //! One connection's work: take files from the queue, fetch them, have them verified and written. The
-//! coordinator does the same as every worker. `writer` makes the files, `reverify` fetches again what
-//! came wrong; what is made of some blocks of a file is for `increment` to say.
+//! coordinator does the same as every worker. `batch` says what one command asks for, and what is asked for next; `writer`
+//! makes the files, `reverify` fetches again what came wrong; what is made of some blocks of a file is for `increment` to
+//! say.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pages::checksum::{Checksum, from_crc, to_crc};
+use pages::checksum::{from_crc, to_crc};
 use pages::names::NameRules;
-use pages::relation;
-use protocol::command::{Extent, Range, SendFilesContent};
 use protocol::compression::WireCompression;
-use protocol::frame::Compression;
 use protocol::wal::is_segment;
-use protocol::{
-    BackupId, BackupPath, ChecksumAlgorithm, Command, FileRequest, Lsn, MAX_BLOCK_LISTS, SqlState,
-};
+use protocol::{BackupId, BackupPath, ChecksumAlgorithm, Lsn, SqlState};
 
-use crate::chunk::Chunk;
 use crate::error::{Error, Kind, Result};
-use crate::fetch::increment::{self, Increment, Increments, Place};
+use crate::fetch::batch::{Batch, Feed, Hand};
+use crate::fetch::increment::{self, Increments};
 use crate::fetch::ordered::{Delivery, Sequencer};
 use crate::fetch::pipeline;
-use crate::fetch::queue::{Claimed, Item, Part, Queue, SIZED_MINIMUM, Turn};
-use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
+use crate::fetch::queue::{Claimed, Item, Part, Queue};
+use crate::fetch::receive::{Received, Receiver, Sink};
 use crate::fetch::split::{Outcome, Splits};
-use crate::fetch::writer::{Writer, checksum_filled_up, piece};
+use crate::fetch::writer::{Mismatched, Writer, checksum_filled_up, piece};
 use crate::manifest::Manifest;
 use crate::options::Side;
 use crate::output::collected::Collected;
 use crate::output::journal::{Entry, Journal};
-use crate::output::{Attributes, Intake, Output, OutputFile, Remains};
+use crate::output::{Attributes, Output, Remains};
 use crate::report;
 use crate::report::meter::Meter;
 use crate::report::progress::Counters;
 use crate::server::connection::Session;
-use crate::server::wire::CopySink;
 use crate::wal::check::Needed;
 
 /// How long a connection without work sleeps before it looks whether it is still alive.
@@ -56,10 +51,6 @@ const HOPELESS: [SqlState; 5] = [
 /// Fewest bytes of a file, on average in a batch, that is worth a thread of its own to write it: to hand
 /// a small one over takes longer than that.
 pub const PIPELINED_MINIMUM: u64 = 1 << 20;
-
-/// Relation files below that are verified by the server: it sends them by way of its own memory in any
-/// case, and small files of all kinds then come in one command.
-const BY_CLIENT_MINIMUM: u64 = SIZED_MINIMUM;
 
 /// The manifest, as all connections write it.
 pub type SharedManifest = Mutex<Manifest<Box<dyn Write + Send>>>;
@@ -122,10 +113,27 @@ impl Work<'_> {
     }
 
     fn work_off(&self, session: &mut Session, idle: &mut Duration) -> Result<()> {
-        let mut turn = Turn::default();
+        let mut hand = Hand::of(session, self.verifies(session));
+        let outcome = self.play(session, &mut hand, idle);
+        // The connection is no more: others fetch them anew.
+        for (batch, came) in hand.mismatched.drain(..) {
+            self.give_back(&batch, came);
+        }
+        for batch in hand.batches.drain(..) {
+            batch.items.iter().for_each(|item| self.queue.release(*item));
+        }
+        outcome
+    }
+
+    fn play(&self, session: &mut Session, hand: &mut Hand, idle: &mut Duration) -> Result<()> {
         loop {
+            if let Some(batch) = hand.batches.pop_front() {
+                self.counters.activity(session.backend_pid(), Some(self.describe(&batch.items)));
+                self.fetch(session, batch, hand)?;
+                continue;
+            }
             let asked = Instant::now();
-            let claimed = self.queue.claim(&mut turn, PATIENCE);
+            let claimed = self.queue.claim(&mut hand.turn, PATIENCE);
             *idle += asked.elapsed();
             match claimed {
                 Claimed::Done => return Ok(()),
@@ -133,10 +141,7 @@ impl Work<'_> {
                     self.counters.activity(session.backend_pid(), None);
                     session.check_alive()?;
                 }
-                Claimed::Batch(items) => {
-                    self.counters.activity(session.backend_pid(), Some(self.describe(&items)));
-                    self.fetch(session, &items)?;
-                }
+                Claimed::Batch(items) => self.deal(&items, hand)?,
             }
         }
     }
@@ -155,84 +160,74 @@ impl Work<'_> {
         }
     }
 
-    fn fetch(&self, session: &mut Session, items: &[Item]) -> Result<()> {
-        let by_client = self.verifies(session);
-        let mut batches: Vec<Batch> = Vec::new();
-        for &item in items {
-            let increment = self.increments.get(item.file);
-            if let Some(increment) = increment.as_ref().filter(|increment| increment.blocks.is_empty()) {
-                self.make_of_nothing(item, increment)?;
-                continue;
-            }
-            let place = increment.map(|increment| increment.place(item.part, self.algorithm));
-            let checks = match place {
-                _ if by_client && self.has_page_checksums(item) => self.checks_by_client(),
-                // The server's checksum is of the blocks alone, the manifest's of what is made of them: it need
-                // not be as costly.
-                Some(_) => Checks { algorithm: ChecksumAlgorithm::Crc32c, ..self.checks_by_server() },
-                None => self.checks_by_server(),
-            };
-            // Of a header and blocks that nobody has looked at there is no other checksum.
-            let has_checksum = place.is_none() || self.algorithm == ChecksumAlgorithm::Crc32c;
-            let checks = Checks { passes: self.passes && checks.by_server && has_checksum, ..checks };
-            let length = place.as_ref().map_or(0, Place::list_length);
-            let fits = |batch: &&mut Batch| batch.checks == checks && batch.lists + length <= MAX_BLOCK_LISTS;
-            match batches.iter_mut().rev().find(fits) {
-                Some(batch) => batch.push(item, place, length),
-                None => {
-                    let mut batch = Batch { checks, items: Vec::new(), places: Vec::new(), lists: 0 };
-                    batch.push(item, place, length);
-                    batches.push(batch);
-                }
-            }
-        }
-        // First those that are looked at here, as they are the large ones.
-        batches.sort_by_key(|batch| batch.checks.by_server);
-        let mut batches = batches.into_iter();
-        let outcome = batches.by_ref().try_for_each(|batch| self.fetch_batch(session, &batch));
-        batches.for_each(|batch| batch.items.iter().for_each(|item| self.queue.release(*item)));
-        outcome
-    }
-
-    /// Whether page checksums tell all that came wrong: relation files are nothing but pages, and only of
-    /// them the server sends pages again by range.
-    fn has_page_checksums(&self, item: Item) -> bool {
-        self.queue.size(item) >= BY_CLIENT_MINIMUM
-            && relation::of_listed(&self.queue.path(item.file)).is_some()
-    }
-
-    fn fetch_batch(&self, session: &mut Session, batch: &Batch) -> Result<()> {
-        let Batch { checks, ref items, ref places, .. } = *batch;
-        let requests = items.iter().zip(places).map(|(item, place)| self.request(*item, place.as_ref()));
-        let wanted: Vec<FileRequest> = requests.collect();
-        let mut receiver = Receiver::new(&wanted, checks).with_places(places);
-        let mut writer = Writer::new(self, items, places, &wanted);
+    fn fetch(&self, session: &mut Session, batch: Batch, hand: &mut Hand) -> Result<()> {
+        let Batch { checks, ref items, ref places, ref wanted, .. } = batch;
+        let mut receiver = Receiver::new(wanted, checks).with_places(places);
+        let mut writer = Writer::new(self, items, places, wanted);
         let bytes: u64 = items.iter().map(|item| self.queue.size(*item)).sum();
+        let left = batch.bytes_on_the_wire(bytes);
         let outcome = if self.pipelined.is_some_and(|least| bytes >= least * items.len() as u64) {
             pipeline::run(
                 &mut writer,
                 |shares| self.counters.spent(shares),
-                |front| self.transfer(session, &wanted, checks, None, &mut receiver, front),
+                |front| {
+                    let next = &mut || self.next_command(hand);
+                    self.transfer(session, &batch.text, Feed::new(&mut receiver, front).then(left, next))
+                },
             )
         } else {
-            self.transfer(session, &wanted, checks, None, &mut receiver, &mut writer)
+            let next = &mut || self.next_command(hand);
+            self.transfer(session, &batch.text, Feed::new(&mut receiver, &mut writer).then(left, next))
         };
         writer.forget();
-        let mut mismatched = writer.mismatched.into_iter();
-        let position = receiver.position();
-        let outcome = outcome.or_else(|error| self.failed_at(&error, items, position));
-        let outcome = outcome.and_then(|()| {
-            mismatched.by_ref().try_for_each(|came| {
-                let place = places[came.file].as_ref();
-                self.reverify(session, items[came.file], place, came.received, came.content)
-            })
-        });
-        // The connection is no more: others fetch them anew.
-        for came in mismatched {
-            self.counters.lost(came.received.length);
-            self.queue.release(items[came.file]);
+        let (mismatched, position) = (writer.mismatched, receiver.position());
+        match outcome.or_else(|error| self.failed_at(&error, items, position)) {
+            Ok(()) if mismatched.is_empty() => {}
+            Ok(()) => hand.mismatched.push((batch, mismatched)),
+            Err(error) => {
+                self.give_back(&batch, mismatched);
+                return Err(error);
+            }
         }
+        // What was asked for comes before what would be asked for now.
+        while !session.is_ahead()
+            && let Some((batch, came)) = hand.mismatched.pop()
+        {
+            self.reverify_all(session, &batch, came)?;
+        }
+        Ok(())
+    }
+
+    /// The text of the next command, for a connection that can be told before it has answered the last.
+    fn next_command(&self, hand: &mut Hand) -> Result<Option<Vec<u8>>> {
+        // Pages that wait to be looked at again need not wait for ever.
+        if !hand.mismatched.is_empty() {
+            return Ok(None);
+        }
+        if hand.batches.is_empty()
+            && let Claimed::Batch(items) = self.queue.claim(&mut hand.turn, Duration::ZERO)
+        {
+            self.deal(&items, hand)?;
+        }
+        Ok(hand.batches.front().map(|batch| batch.text.clone()))
+    }
+
+    fn reverify_all(&self, session: &mut Session, batch: &Batch, came: Vec<Mismatched>) -> Result<()> {
+        let mut came = came.into_iter();
+        let outcome = came.by_ref().try_for_each(|came| {
+            let place = batch.places[came.file].as_ref();
+            self.reverify(session, batch.items[came.file], place, came.received, came.content)
+        });
+        self.give_back(batch, came.collect());
         outcome
+    }
+
+    /// Files with pages that nobody has looked at again: others fetch them anew.
+    fn give_back(&self, batch: &Batch, came: Vec<Mismatched>) {
+        for came in came {
+            self.counters.lost(came.received.length);
+            self.queue.release(batch.items[came.file]);
+        }
     }
 
     /// A transfer failed: fails in turn if the connection, or the backup, has failed with it.
@@ -273,91 +268,21 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Whether this side verifies relation files on a connection. On one that is encrypted, or where it
-    /// compresses them, the bytes go through the server's hands anyway; on a plain one it would have to copy them only to look at
-    /// them. Without page checksums nothing but a file checksum of the server says that they came as they were.
-    fn verifies(&self, session: &Session) -> bool {
-        self.pages.is_some()
-            && match self.verify {
-                Some(side) => side == Side::Client,
-                None => session.is_plain() && self.compression.algorithm == Compression::None,
-            }
-    }
-
-    /// The server verifies, and makes the checksums.
-    pub fn checks_by_server(&self) -> Checks {
-        Checks {
-            algorithm: self.algorithm,
-            by_server: true,
-            pages: None,
-            names: self.names,
-            compression: self.compression,
-            passes: false,
-        }
-    }
-
-    fn checks_by_client(&self) -> Checks {
-        Checks { by_server: false, pages: Some(PageRule::Always), ..self.checks_by_server() }
-    }
-
-    fn request(&self, item: Item, place: Option<&Place>) -> FileRequest {
-        let extent = match (place, item.part) {
-            (Some(place), _) => Extent::Blocks(place.blocks.clone()),
-            (None, Some(part)) => Extent::Range(Range { offset: part.offset, length: Some(part.length) }),
-            (None, None) => Extent::Whole,
-        };
-        FileRequest { path: self.queue.path(item.file), extent }
-    }
-
     /// What a file is called in the backup.
     pub fn name(&self, item: Item) -> BackupPath {
         let path = self.queue.path(item.file);
         if self.increments.contains(item.file) { increment::name_of(&path) } else { path }
     }
 
-    /// A file of which no block has changed: there is nothing to ask the server for.
-    fn make_of_nothing(&self, item: Item, increment: &Increment) -> Result<()> {
-        let path = self.name(item);
-        let Place { header, size, .. } = increment.place(None, self.algorithm);
-        let failed = |error: io::Error| Error::io("write to file", &self.output.shown(&path), &error);
-        let mut collected = None;
-        if self.output.intake() == Intake::Any {
-            let begun = self.output.begin(&piece(&path, None, size, increment.attributes))?;
-            begun.map_or(Ok(()), |output| output.write(&header, 0)).map_err(failed)?;
-        } else {
-            let content = Collected::new(0, size, || self.output.spool()).map_err(failed)?;
-            content.write(&header, 0).map_err(failed)?;
-            collected = Some(Arc::new(content));
-        }
-        self.counters.received(header.len());
-        let Attributes { mode, mtime } = increment.attributes;
-        let checksum = Checksum::of(self.algorithm, &header);
-        let received =
-            Received { size, offset: 0, length: size, mtime, mode, checksum, mismatches: Vec::new() };
-        self.complete(item, &received, collected)
-    }
-
-    /// One SEND_FILES_CONTENT. `verify` overrides what follows from `checks`.
-    pub fn transfer(
+    /// One SEND_FILES_CONTENT.
+    pub fn transfer<S: Sink>(
         &self,
         session: &mut Session,
-        wanted: &[FileRequest],
-        checks: Checks,
-        verify: Option<bool>,
-        receiver: &mut Receiver<'_>,
-        sink: &mut impl Sink,
+        text: &[u8],
+        mut feed: Feed<'_, '_, S>,
     ) -> Result<()> {
-        let command = Command::SendFilesContent(SendFilesContent {
-            files: wanted.to_vec(),
-            backup_id: Some(self.backup),
-            // As START_BACKUP has it if it is the server that verifies.
-            verify_checksums: verify.or(if checks.by_server { None } else { Some(false) }),
-            file_checksum: if checks.by_server { checks.algorithm } else { ChecksumAlgorithm::None },
-            compression: checks.compression,
-        });
-        let text = session.text_of(&command);
-        session.copy_out(&text, self.past_libpq, &mut Feed { receiver, sink })?;
-        receiver.finish()
+        session.copy_out(text, self.past_libpq, &mut feed)?;
+        feed.receiver.finish()
     }
 
     /// A file, or a part of one, is there and right.
@@ -468,49 +393,11 @@ impl Work<'_> {
     }
 }
 
-/// What one command asks for.
-struct Batch {
-    checks: Checks,
-    items: Vec<Item>,
-    /// Of each of them.
-    places: Vec<Option<Place>>,
-    /// How long the lists of blocks are together.
-    lists: usize,
-}
-
-impl Batch {
-    fn push(&mut self, item: Item, place: Option<Place>, list: usize) {
-        self.items.push(item);
-        self.places.push(place);
-        self.lists += list;
-    }
-}
-
 /// Whether files of a backup with such checksums may be fetched in parts: those of CRC-32C can be put
 /// together. Others would have to be made over the whole file once it is there, and reading it all
 /// again costs more than an uneven end.
 pub fn may_split(algorithm: ChecksumAlgorithm) -> bool {
     algorithm == ChecksumAlgorithm::Crc32c
-}
-
-/// Hands what a COPY carries to whoever knows what it is.
-struct Feed<'a, 'b, S> {
-    receiver: &'a mut Receiver<'b>,
-    sink: &'a mut S,
-}
-
-impl<S: Sink> CopySink for Feed<'_, '_, S> {
-    fn message(&mut self, payload: &[u8]) -> Result<()> {
-        self.receiver.message(payload, self.sink)
-    }
-
-    fn data(&mut self, chunk: Chunk<'_>) -> Result<()> {
-        self.receiver.data(chunk, self.sink)
-    }
-
-    fn keeps(&self) -> bool {
-        self.receiver.passes()
-    }
 }
 
 /// Whether an error says that the backup is gone, or another's by now.
@@ -532,6 +419,7 @@ pub fn wal_file_name(path: &BackupPath) -> Option<&[u8]> {
 mod tests {
     use super::*;
     use crate::abort::Abort;
+    use crate::fetch::increment::Increment;
     use crate::options::ManifestOptions;
     use crate::options::{self, Invocation};
     use crate::output;
@@ -540,7 +428,9 @@ mod tests {
         FakeServer, compressed, copy, file, file_with, frame, message, ready, report,
     };
     use compression::{Encoder, Step};
+    use pages::checksum::Checksum;
     use pages::page::BLOCK_SIZE as BLOCK;
+    use protocol::frame::Compression;
     use protocol::{BlockList, Frame};
 
     const PATH: &str = "base/5/16384";
@@ -562,6 +452,8 @@ mod tests {
         pipelined: bool,
         past_libpq: bool,
         path: &'static str,
+        /// Others of the same size.
+        others: &'static [&'static str],
         names: NameRules,
         /// Whether the cluster has page checksums, and the start LSN.
         pages: bool,
@@ -580,6 +472,7 @@ mod tests {
         pipelined: false,
         past_libpq: true,
         path: PATH,
+        others: &[],
         names: NameRules::Since17,
         pages: true,
         start: Lsn(u64::MAX),
@@ -611,6 +504,9 @@ mod tests {
             path = increment::name_of(&path);
         } else {
             queue.push(&path, case.size as u64).unwrap();
+        }
+        for other in case.others {
+            queue.push(&BackupPath::from_bytes(*other).unwrap(), case.size as u64).unwrap();
         }
         queue.complete();
         let options = ManifestOptions { checksums: case.algorithm, force_encode: false };
@@ -989,6 +885,43 @@ mod tests {
             assert_eq!(fetched.content.unwrap(), good, "{name}");
             assert_eq!(fetched.counters.done(), (3 * BLOCK as u64, 1), "{name}");
         }
+    }
+
+    /// Two batches: what is wrong in the first is asked for again when the second, asked for before, has come.
+    #[test]
+    fn the_next_batch_is_asked_for_before_the_last_has_come() {
+        const OTHER: &str = "base/5/16385";
+        let (good, bad) = good_and_bad();
+        let (first, other) = (
+            copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]),
+            copy(&[file(OTHER, 3 * BLOCK as u64, 0, &good)]),
+        );
+        let case = Case { size: 3 << 20, others: &[OTHER], ..CASE };
+        for pipelined in [false, true] {
+            // The server says the rest of the first once it has read the second command.
+            let half = first.len() / 2;
+            let rest = [&first[half..], &other].concat();
+            let answers = vec![first[..half].to_vec(), rest, checksummed(&good[..BLOCK], 0)];
+            let fetched = fetch(&Case { pipelined, ..case }, answers);
+            fetched.outcome.unwrap();
+            assert!(fetched.complete);
+            assert_eq!(fetched.content.unwrap(), good);
+            let asked = ["('base/5/16384')", "('base/5/16385')", "('base/5/16384' (OFFSET"];
+            for (command, asked) in fetched.commands.iter().zip(asked) {
+                assert!(command.contains(asked), "{command}");
+            }
+            assert_eq!(fetched.commands.len(), 3);
+        }
+
+        // Where the server refuses the first, or is gone, the second is not lost.
+        let refused = [report(b'E', "ERROR", "58030", "could not read"), ready()].concat();
+        let again = vec![refused, other, copy(&[file(PATH, 3 * BLOCK as u64, 0, &good)])];
+        let fetched = fetch(&case, again);
+        fetched.outcome.unwrap();
+        assert!(fetched.complete && fetched.content.unwrap() == good);
+        let gone = fetch(&case, vec![first[..first.len() / 2].to_vec(), Vec::new()]);
+        assert_eq!(gone.outcome.unwrap_err().kind(), Kind::Connection);
+        assert_eq!((gone.complete, gone.counters.done()), (false, (0, 0)));
     }
 
     #[test]

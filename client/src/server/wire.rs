@@ -35,6 +35,11 @@ pub trait CopySink {
     fn keeps(&self) -> bool {
         false
     }
+    /// The text of the next command, if it is time to send that, though this one's answer has not come to its end. Asked
+    /// for again and again, until there is one.
+    fn next_command(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
 }
 
 /// What the server said.

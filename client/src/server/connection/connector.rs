@@ -148,6 +148,7 @@ impl Connector {
             running: false,
             deadline,
             wire: None,
+            ahead: None,
             waited: Cell::default(),
         }
     }

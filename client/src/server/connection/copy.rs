@@ -1,4 +1,6 @@
-//! Answers that are a COPY, read past libpq where that can be, and what comes unasked after one.
+//! Answers that are a COPY, read past libpq where that can be, and what comes unasked after one. Past libpq the next
+//! command can be sent while the last is answered: the server reads it when it has finished that, without a wait between
+//! them.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -12,9 +14,35 @@ use crate::server::pq::Status;
 use crate::server::tls::Step;
 use crate::server::wire::{CopySink, Event, Wire};
 
+/// A command that the server may not have read yet.
+pub(super) struct Ahead {
+    message: Vec<u8>,
+    /// How much of it is on its way.
+    sent: usize,
+    /// What a try to send more has to wait for.
+    waits_for: PollFlags,
+}
+
+impl Ahead {
+    fn new(kind: u8, text: &[u8]) -> Result<Self> {
+        let length = u32::try_from(text.len() + 5).map_err(|_| Error::local("command is too long"))?;
+        let message = [&[kind][..], &length.to_be_bytes(), text, &[0]].concat();
+        Ok(Self { message, sent: 0, waits_for: PollFlags::OUT })
+    }
+
+    fn is_sent(&self) -> bool {
+        self.sent == self.message.len()
+    }
+
+    /// Whether it is this command.
+    fn has(&self, text: &[u8]) -> bool {
+        self.message.get(5..).is_some_and(|rest| rest.strip_suffix(&[0]) == Some(text))
+    }
+}
+
 impl Session {
-    /// Sends a command that answers with a COPY and nothing else, and reads all of that. `past_libpq`
-    /// asks for the bytes to be read without libpq, where that can be.
+    /// Sends a command that answers with a COPY and nothing else, unless it was sent ahead, and reads all of that. `past_libpq`
+    /// asks for the bytes to be read without libpq, where that can be; there the sink's next command is sent ahead.
     pub fn copy_out(&mut self, command: &[u8], past_libpq: bool, sink: &mut impl CopySink) -> Result<()> {
         if past_libpq && self.pg.has_wire() {
             // libpq is idle and its buffer empty: the answer to the last command was read to its end.
@@ -36,8 +64,18 @@ impl Session {
     }
 
     fn copy_out_of_wire(&mut self, command: &[u8], wire: &mut Wire, sink: &mut impl CopySink) -> Result<()> {
-        self.send_message(b'Q', command)?;
+        let mut message = match self.ahead.take() {
+            Some(ahead) if ahead.has(command) => ahead,
+            Some(_) => return Err(Error::local("another command was sent ahead")),
+            None => Ahead::new(b'Q', command)?,
+        };
         self.running = true;
+        while !message.is_sent() {
+            self.send_some(&mut message)?;
+            if !message.is_sent() {
+                self.wait_for(message.waits_for, None, None)?;
+            }
+        }
         let mut copying = false;
         let mut complete = false;
         let mut failure = None;
@@ -63,7 +101,7 @@ impl Session {
                     }
                     Event::Notice(notice) => report::print(&notice.text),
                     Event::Ready => {
-                        self.running = false;
+                        self.running = self.is_ahead();
                         return match failure {
                             Some(error) => Err(error),
                             None if complete => Ok(()),
@@ -73,6 +111,11 @@ impl Session {
                     Event::Other => {}
                     other => return Err(unexpected(&format!("{other:?}"))),
                 }
+            }
+            if self.ahead.is_none()
+                && let Some(next) = sink.next_command()?
+            {
+                self.ahead = Some(Ahead::new(b'Q', &next)?);
             }
             if let Err(error) = self.read_wire(wire) {
                 // What the server said before it went says more.
@@ -89,6 +132,7 @@ impl Session {
     /// Reads what has come, and waits until something has.
     fn read_wire(&mut self, wire: &mut Wire) -> Result<()> {
         let mut read = false;
+        self.send_ahead();
         loop {
             match self.pg.read(wire.space()) {
                 Ok(Step::Done(0)) if !read => {
@@ -107,11 +151,12 @@ impl Session {
                     }
                 }
                 Ok(_) if read => return self.abort.check(),
-                Ok(Step::WantRead) => {
-                    self.wait(None, None)?;
-                }
-                Ok(Step::WantWrite) => {
-                    self.wait_for(PollFlags::OUT, None, None)?;
+                Ok(step) => {
+                    let wants = if matches!(step, Step::WantWrite) { PollFlags::OUT } else { PollFlags::IN };
+                    let unsent = self.ahead.as_ref().filter(|ahead| !ahead.is_sent());
+                    let also = unsent.map_or(PollFlags::empty(), |ahead| ahead.waits_for);
+                    self.wait_for(wants | also, None, None)?;
+                    self.send_ahead();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // It comes again once what was read is dealt with.
@@ -126,19 +171,28 @@ impl Session {
         }
     }
 
-    /// Sends a message past libpq.
-    fn send_message(&mut self, kind: u8, text: &[u8]) -> Result<()> {
-        let length = u32::try_from(text.len() + 5).map_err(|_| Error::local("command is too long"))?;
-        let message = [&[kind][..], &length.to_be_bytes(), text, &[0]].concat();
-        let mut rest = &message[..];
-        while !rest.is_empty() {
-            match self.pg.write(rest) {
-                Ok(Step::Done(count)) => rest = &rest[count..],
+    /// Sends what the server takes of the command that is ahead. It may take nothing as long as it sends itself. That it has
+    /// gone shows when the rest of its answer is read: its last words are in that.
+    fn send_ahead(&mut self) {
+        let Some(mut ahead) = self.ahead.take() else { return };
+        if self.send_some(&mut ahead).is_err() {
+            ahead.waits_for = PollFlags::empty();
+        }
+        self.ahead = Some(ahead);
+    }
+
+    /// Sends as much of a message past libpq as the server takes.
+    fn send_some(&mut self, message: &mut Ahead) -> Result<()> {
+        while !message.is_sent() {
+            match self.pg.write(&message.message[message.sent..]) {
+                Ok(Step::Done(count)) => message.sent += count,
                 Ok(Step::WantRead) => {
-                    self.wait(None, None)?;
+                    message.waits_for = PollFlags::IN;
+                    break;
                 }
                 Ok(Step::WantWrite) => {
-                    self.wait_for(PollFlags::OUT, None, None)?;
+                    message.waits_for = PollFlags::OUT;
+                    break;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -205,5 +259,56 @@ mod tests {
         session.copy_out(b"SEND_FILES_CONTENT", true, &mut Nobody).unwrap();
         let error = session.send(b"STOP_BACKUP").unwrap_err();
         assert_eq!((error.kind(), error.message()), (Kind::Connection, "FATAL:  terminating connection"));
+    }
+
+    /// Wants this to be sent next.
+    struct Then(Option<&'static [u8]>);
+
+    impl CopySink for Then {
+        fn message(&mut self, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn data(&mut self, _: Chunk<'_>) -> Result<()> {
+            Ok(())
+        }
+        fn next_command(&mut self) -> Result<Option<Vec<u8>>> {
+            Ok(self.0.take().map(<[u8]>::to_vec))
+        }
+    }
+
+    #[test]
+    fn a_command_is_sent_ahead() {
+        let answer = copy(&[]);
+        let half = answer.len() / 2;
+        // The server goes on with the first answer when it has read the second command.
+        let answers = || vec![answer[..half].to_vec(), [&answer[half..], &answer].concat(), answer.clone()];
+        let server = FakeServer::start(answers());
+        let mut session = server.connect();
+        session.copy_out(b"FIRST", true, &mut Then(Some(b"SECOND"))).unwrap();
+        assert!(session.is_ahead());
+        session.copy_out(b"SECOND", true, &mut Nobody).unwrap();
+        assert!(!session.is_ahead());
+        session.copy_out(b"THIRD", true, &mut Nobody).unwrap();
+        assert_eq!(server.commands(), ["FIRST", "SECOND", "THIRD"]);
+
+        // Another one would get its answer.
+        let server = FakeServer::start(answers());
+        let mut session = server.connect();
+        session.copy_out(b"FIRST", true, &mut Then(Some(b"SECOND"))).unwrap();
+        assert!(session.send(b"STOP_BACKUP").unwrap_err().message().contains("still to come"));
+        assert!(session.copy_out(b"THIRD", true, &mut Nobody).unwrap_err().message().contains("sent ahead"));
+    }
+
+    /// A server that sends as long as it can, and reads nothing meanwhile, takes a command that fits no buffer when it has come to
+    /// the end.
+    #[test]
+    fn a_long_command_does_not_hold_up_the_answer() {
+        const LONG: &[u8] = &[b'x'; 4 << 20];
+        let data = crate::server::fake_server::frame(&protocol::Frame::Data(&[0; 8 << 20]));
+        let server = FakeServer::start(vec![copy(&[data]), copy(&[])]);
+        let mut session = server.connect();
+        session.copy_out(b"FIRST", true, &mut Then(Some(LONG))).unwrap();
+        session.copy_out(LONG, true, &mut Nobody).unwrap();
+        assert_eq!(server.commands().iter().map(String::len).collect::<Vec<_>>(), [5, LONG.len()]);
     }
 }

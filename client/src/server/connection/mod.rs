@@ -15,6 +15,7 @@ use protocol::Command;
 use protocol::reply::Column;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::copy::Ahead;
 use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
 use crate::server::cancel;
@@ -33,6 +34,14 @@ pub enum Route {
 }
 
 impl Route {
+    /// The text of a command.
+    pub fn text_of(self, command: &Command) -> Vec<u8> {
+        match self {
+            Self::Replication => command.to_bytes(),
+            Self::Procedures => command.to_call(),
+        }
+    }
+
     /// For people.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,6 +62,8 @@ pub struct Session {
     deadline: Option<Instant>,
     /// Set once bytes are read without libpq: whatever comes unasked is read by it from then on.
     wire: Option<Wire>,
+    /// The command that was sent before the last one's answer has come to its end.
+    ahead: Option<Ahead>,
     /// How long it was waited for the server.
     waited: Cell<Duration>,
 }
@@ -77,17 +88,9 @@ impl Session {
         self.route
     }
 
-    /// The text of a command on this connection.
-    pub fn text_of(&self, command: &Command) -> Vec<u8> {
-        match self.route {
-            Route::Replication => command.to_bytes(),
-            Route::Procedures => command.to_call(),
-        }
-    }
-
     /// Sends one of the backup's commands.
     pub fn send_command(&mut self, command: &Command) -> Result<()> {
-        let text = self.text_of(command);
+        let text = self.route.text_of(command);
         self.send(&text)
     }
 
@@ -142,8 +145,16 @@ impl Session {
         self.waited.get()
     }
 
+    /// Whether a command was sent whose answer nobody has asked for yet: it is what comes next.
+    pub fn is_ahead(&self) -> bool {
+        self.ahead.is_some()
+    }
+
     /// Sends a command.
     pub fn send(&mut self, command: &[u8]) -> Result<()> {
+        if self.is_ahead() {
+            return Err(Error::local("a command was sent whose answer is still to come"));
+        }
         let command =
             CString::new(command).map_err(|_| Error::local("replication command contains a NUL byte"))?;
         self.consume_unsolicited()?;
