@@ -12,16 +12,17 @@ const FOR_CONNECTION: u64 = 3;
 /// that libpq reads.
 const BESIDE: u64 = 64;
 
-/// Raises the limit as far as it takes, and fails if that is not far enough.
+/// Raises the limit as far as that goes, and fails if that is not far enough.
 pub fn allow_files(connections: usize) -> Result<()> {
     let needed = needed(connections);
     let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= needed) {
-        return Ok(());
-    }
-    // Tablespaces take some more; all that may be had does no harm.
+    // Each tablespace takes some more, and how many there are only the server knows: all that may be had does no harm.
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if limit.maximum.is_none_or(|maximum| maximum >= needed) && setrlimit(Resource::Nofile, raised).is_ok() {
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    if current.is_none_or(|current| current >= needed) {
         return Ok(());
     }
     let most = limit.maximum.or(limit.current).unwrap_or_default();

@@ -225,4 +225,18 @@ sub link_count
 	}
 }
 
+# More than a process may have open by its soft limit: each is claimed by a file that stays open.
+{
+	my @places = map { "$tempdir/many$_" } 1 .. 60;
+	mkdir $_ or die $! for @places;
+	$node->safe_psql('postgres', join '', map { "CREATE TABLESPACE many$_ LOCATION '$places[$_ - 1]';" } 1 .. 60);
+	my @mapping = map { ('--tablespace-mapping' => "$_=$tempdir/copies$1") if /(\d+)$/ } @places;
+	my @others = ('--tablespace-mapping' => "$escaped=$tempdir/others1", '--tablespace-mapping' => "$inside=$tempdir/others2");
+	$node->command_ok(
+		[ 'sh', '-c', 'ulimit -S -n 220; exec "$@"', 'sh', 'pg_parallel_basebackup', '-N', '-c' => 'fast', '-j' => 1, '-X' => 'none', '-d' => $node->connstr('postgres'), '--pgdata' => "$tempdir/copy_of_many", @others, @mapping ],
+		'more tablespaces than files may be open');
+	command_ok([ 'pg_verifybackup', '--no-parse-wal', "$tempdir/copy_of_many" ], 'many: pg_verifybackup');
+	cmp_ok(link_count("$tempdir/copy_of_many"), '>=', 60, 'many: links');
+}
+
 done_testing();

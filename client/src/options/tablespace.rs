@@ -1,5 +1,6 @@
 //! --tablespace-mapping: where tablespaces go instead of where the server has them.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -11,12 +12,16 @@ const MAX_PATH: usize = 1024;
 
 /// Pairs of directories, in the order they were given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TablespaceMap(Vec<(PathBuf, PathBuf)>);
+pub struct TablespaceMap {
+    pairs: Vec<(PathBuf, PathBuf)>,
+    /// The first pair of each old directory: there may be thousands of them, and of tablespaces.
+    first: HashMap<PathBuf, usize>,
+}
 
 impl TablespaceMap {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.pairs.is_empty()
     }
 
     /// Adds one `OLDDIR=NEWDIR`; a backslash takes `=` its meaning.
@@ -66,20 +71,22 @@ impl TablespaceMap {
                 String::from_utf8_lossy(new)
             )));
         }
-        self.0.push((canonical_bytes(old), canonical_bytes(new)));
+        let (old, new) = (canonical_bytes(old), canonical_bytes(new));
+        self.first.entry(old.clone()).or_insert(self.pairs.len());
+        self.pairs.push((old, new));
         Ok(())
     }
 
     /// The directories that are mapped and in which the server has no tablespace.
     pub fn unmatched<'a>(&self, locations: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = &Path> {
-        let known: Vec<PathBuf> = locations.map(canonical_bytes).collect();
-        self.0.iter().map(|(old, _)| old.as_path()).filter(move |old| !known.iter().any(|known| known == old))
+        let known: HashSet<PathBuf> = locations.map(canonical_bytes).collect();
+        self.pairs.iter().map(|(old, _)| old.as_path()).filter(move |old| !known.contains(*old))
     }
 
     /// Where a tablespace of the server goes: the first mapping of its directory, or the same place.
     pub fn locate(&self, directory: &[u8]) -> PathBuf {
         let directory = canonical_bytes(directory);
-        self.0.iter().find(|(old, _)| *old == directory).map_or(directory, |(_, new)| new.clone())
+        self.first.get(&directory).map_or(directory, |pair| self.pairs[*pair].1.clone())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether there is room for a backup, where the file system can say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -56,10 +56,14 @@ impl Need {
 /// One need for each directory.
 pub fn merged(needs: Vec<Need>) -> Vec<Need> {
     let mut merged: Vec<Need> = Vec::new();
+    let mut known: HashMap<PathBuf, usize> = HashMap::new();
     for need in needs {
-        match merged.iter_mut().find(|known| known.directory == need.directory) {
-            Some(known) => known.add(need.bytes),
-            None => merged.push(need),
+        match known.get(&need.directory) {
+            Some(place) => merged[*place].add(need.bytes),
+            None => {
+                known.insert(need.directory.clone(), merged.len());
+                merged.push(need);
+            }
         }
     }
     merged
