@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean
+.PHONY: bench bench-quick bench-scale quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -57,11 +57,14 @@ check-deb: ## as root: install the packages, back up a server, remove them again
 	@tools/deb.sh "$(PG_CONFIG)"
 	@tests/deb.sh
 
-bench: ## pg_parallel_basebackup against pg_basebackup and cp, on 5 GB of data
+bench: ## pg_parallel_basebackup against pg_basebackup, cp and pgBackRest, on 5 GB of data
 	@tools/bench.sh
 
 bench-quick: ## the same on less, in a few minutes
 	@tools/bench.sh --quick
+
+bench-scale: ## how time and memory grow: a million files, 1,000 tablespaces, 10,000 databases
+	@tools/bench.sh --scale
 
 fuzz: ## what others have written is read, as it may be damaged: MINUTES=10 for each target, or TARGETS='manifest index'
 	@MINUTES='$(MINUTES)' TARGETS='$(TARGETS)' tools/fuzz.sh

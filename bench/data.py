@@ -4,6 +4,8 @@
    pages compress twenty times, which would flatter every compressor; the words compress two
    times with lz4 and three times with zstd.
 
+   "small" is the same of 600 MB, for networks that are slow.
+
 2. "files": a fresh cluster with many files of one page in base/5, the directory of the database
    "postgres". They are copies of the first page of pg_class. A page's checksum depends on its
    content and its block number, not on its file: so all of them are verified, and found good,
@@ -11,7 +13,9 @@
    would take a quarter of an hour, with catalogs of a gigabyte beside them. No relation
    of the catalog has these file numbers, and the server does not look at them.
 
-Both are made with page checksums and by the programs of the server that is measured.
+3. "empty": the same with many files of nothing.
+
+All are made with page checksums and by the programs of the server that is measured.
 
 For increments 5 % of the blocks of "pgbench" are changed each time the bench is run, at random: a row of each is
 locked, which is in WAL and changes nothing else.
@@ -24,6 +28,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 from array import array
 
 BLOCK = 8192
@@ -61,6 +66,7 @@ shared_buffers = 128MB
 autovacuum = off
 checkpoint_timeout = 1d
 max_wal_size = 8GB
+recovery_init_sync_method = syncfs
 min_wal_size = 80MB
 """
 
@@ -103,6 +109,7 @@ class Cluster:
         self.port = None
         self.postmaster = None
         self.password = None
+        self.flow = self.flow_port = None
         self.bytes = self.files = 0
 
     # --- making it
@@ -156,10 +163,10 @@ class Cluster:
             raise RuntimeError("psql could not fill the table of words")
         self.stop("fast")
 
-    def fill_files(self, count):
+    def fill_files(self, count, pages=1):
         directory = os.path.join(self.data, "base", "5")
         with open(os.path.join(directory, "1259"), "rb") as file:
-            page = file.read(BLOCK)
+            page = file.read(BLOCK * pages)
         for number in range(FIRST_FILE, FIRST_FILE + count):
             descriptor = os.open(os.path.join(directory, str(number)), os.O_WRONLY | os.O_CREAT, 0o600)
             os.write(descriptor, page)
@@ -202,6 +209,13 @@ class Cluster:
         self.start(MEASURING + ("summarize_wal = on\n" if summaries else "") + tls)
         sizes = list(self.sizes())
         self.files, self.bytes = len(sizes), sum(size for _, size in sizes)
+        if not self.has_patch():
+            self.sql("CREATE EXTENSION IF NOT EXISTS pg_parallel_backup", "postgres")
+
+    def has_patch(self):
+        """Whether the server has the replication commands; else the client takes the SQL procedures."""
+        command = [self.path("psql"), *self.local(), "-XAtc", "SHOW pg_parallel_backup.replication_grammar", "postgres"]
+        return subprocess.run(command, stdout=subprocess.PIPE, env=self.env, check=True).stdout.strip() == b"on"
 
     # --- for increments
 
@@ -215,8 +229,8 @@ class Cluster:
             )
         self.sql("CHECKPOINT")
 
-    def sql(self, query):
-        self.program("psql", *self.local(), "-Xq", "-v", "ON_ERROR_STOP=1", "-c", query, "bench")
+    def sql(self, query, database="bench"):
+        self.program("psql", *self.local(), "-Xq", "-v", "ON_ERROR_STOP=1", "-c", query, database)
 
     def chill(self):
         """Has the kernel forget all of it."""
@@ -225,8 +239,21 @@ class Cluster:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
 
+    def start_flow(self):
+        """A slow network in front of the server, until that is stopped; its port."""
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flow.py")
+        self.flow = subprocess.Popen(
+            [sys.executable, script, str(self.port)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=self.env
+        )
+        self.flow_port = int(self.flow.stdout.readline())
+        return self.flow_port
+
     def stop(self, mode):
         self.postmaster = None
+        if self.flow:
+            self.flow.kill()
+            self.flow.wait()
+            self.flow = None
         if os.path.exists(os.path.join(self.data, "postmaster.pid")):
             subprocess.run(
                 [self.path("pg_ctl"), "-D", self.data, "-s", "-m", mode, "-w", "stop"],
@@ -237,8 +264,9 @@ class Cluster:
     def conninfo(self, transport):
         if transport == "socket":
             return f"host={self.scratch} port={self.port} user={self.user}"
-        mode = {"tcp": "disable", "tls": "require"}[transport]
-        return f"host=127.0.0.1 port={self.port} user={self.user} sslmode={mode} gssencmode=disable"
+        mode = {"tcp": "disable", "flow": "disable", "tls": "require"}[transport]
+        port = self.flow_port if transport == "flow" else self.port
+        return f"host=127.0.0.1 port={port} user={self.user} sslmode={mode} gssencmode=disable"
 
     # --- looking at it
 

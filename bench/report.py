@@ -15,12 +15,15 @@ GROUPS = [
     ("pgbench/tcp/tmpfs", "TCP loopback, to memory"),
     ("pgbench/tls/tmpfs", "TLS, to memory"),
     ("pgbench/socket/nowhere", "Unix socket, to nowhere"),
+    ("pgbench/socket/cold", "Unix socket, to memory, of data that is not in the page cache"),
+    ("small/flow/nowhere", "50 MB/s and 20 ms for each connection, to nowhere"),
     ("pgbench/socket/tar", "Unix socket, archives in memory"),
     ("pgbench/socket/pipe", "Unix socket, one archive through a pipe to nowhere"),
     ("pgbench/socket/tar+client-zstd:1", "Unix socket, archives in memory, compressed by the client with zstd, level 1"),
     ("pgbench/socket/tar+server-zstd:level=1", "Unix socket, archives in memory, compressed by the server with zstd, level 1"),
     ("pgbench/socket/tar+server-lz4", "Unix socket, archives in memory, compressed by the server with lz4"),
     ("files/socket/tmpfs", "{files} files of one page, Unix socket, to memory"),
+    ("empty/socket/tmpfs", "{empty} empty files, Unix socket, to memory"),
     ("pgbench/socket/increment", "An increment of 5 % of the blocks, Unix socket, to memory"),
     ("pgbench/socket/increment-cold", "The same, of data that is not in the page cache"),
     ("pgbench/socket/disk", "Unix socket, to disk, without waiting for it"),
@@ -164,17 +167,26 @@ def groups(results):
     for group, title in GROUPS:
         rows = [row for row in results["rows"] if row["group"] == group]
         if rows:
-            yield title.format(files=f"{round(results['data']['files']['files'], -3):,}"), rows
+            count = {name: f"{round(data['files'], -3):,}" for name, data in results["data"].items()}
+            yield title.format(**{"files": "", "empty": "", **count}), rows
 
 
 def subject(results):
     machine, data = results["machine"], results["data"]
+    what = []
+    if "pgbench" in data:
+        what.append(f"{data['pgbench']['bytes'] / 1e9:.2f} GB of pgbench and words in {data['pgbench']['files']} files")
+    if "small" in data:
+        what.append(f"{data['small']['bytes'] / 1e9:.2f} GB of the same")
+    if "files" in data:
+        what.append(f"{data['files']['files']} files, most of one page")
+    if "empty" in data:
+        what.append(f"{data['empty']['files']} files, most of them empty")
     return [
         f"{results['postgres']}; this project at {results['commit']}; {results['date']}",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, Linux {machine['kernel']}, "
         f"{machine['file_system']}",
-        f"{data['pgbench']['bytes'] / 1e9:.2f} GB of pgbench and words in {data['pgbench']['files']} files; "
-        f"{data['files']['files']} files, most of one page; {results['rounds']} rounds after one to warm up",
+        f"{'; '.join(what)}; {results['rounds']} rounds after one to warm up",
     ]
 
 
@@ -264,9 +276,9 @@ def svg(results):
         return CPU_LEFT + value / most_cpu * CPU_BARS
 
     text(20, 32, "A base backup by pg_parallel_basebackup, pg_basebackup and cp", "title")
-    data = results["data"]["pgbench"]["bytes"] / 1e9
+    data = sum(data["bytes"] for data in results["data"].values()) / 1e9
     machine = results["machine"]
-    text(20, 53, f"{data:.1f} GB from page cache, {machine['cores']} cores, medians of {results['rounds']} rounds; "
+    text(20, 53, f"{data:.1f} GB, from page cache unless it says otherwise, {machine['cores']} cores, medians of {results['rounds']} rounds; "
          "thin lines: from least to most", "soft")  # fmt: skip
     text(LEFT, 84, "times as fast as pg_basebackup", "group")
     text(LEFT + BARS + 98, 84, "GB/s", "soft", "end")
@@ -293,7 +305,7 @@ def svg(results):
         text(20, y, title, "group")
         y += 12
         for row in group_rows:
-            kind = {"ours": "ours", "cp": "cp"}.get(row["who"], "base")
+            kind = {"ours": "ours", "cp": "cp", "pgbackrest": "cp"}.get(row["who"], "base")
             text(LEFT - 8, y + 11, row["title"].replace(", server verifies, CRC32C", ", server verifies"), "", "end")
             ratio = row.get("ratio")
             if ratio:

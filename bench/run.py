@@ -1,4 +1,4 @@
-"""The bench: pg_parallel_basebackup against pg_basebackup and cp. `make bench` calls it, through
+"""The bench: pg_parallel_basebackup against pg_basebackup, cp, and pgBackRest where that is installed. `make bench` calls it, through
 tools/bench.sh, as an ordinary user.
 
 In each round every row is measured once, one after the other, so that what drifts on the machine
@@ -14,94 +14,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 
 from data import Cluster
 from measure import Runner
+from pgbackrest import PgBackRest
+from rows import rows
 import report
 
 FREE = 512  # MB that are to stay free
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result: `who` copies `data` over `transport` to `target`."""
-
-    data: str  # pgbench, files
-    transport: str  # socket, tcp, tls
-    target: str  # tmpfs, disk, synced, nowhere; archives: tar (in tmpfs), pipe; to memory: increment, increment-cold
-    who: str  # pg_basebackup, ours, cp
-    jobs: int = 1
-    # Who verifies: "" by default, "server", or "checksums": those of files, by the server, which are all that
-    # is left without page checksums.
-    verify: str = ""
-    # What archives are compressed with, as -Z has it.
-    compress: str = ""
-    # --lease: None is what it is by default, 0 none at all.
-    lease: int | None = None
-    # Threads of the server's that compress for pg_basebackup, beside the one that reads.
-    workers: int = 0
-
-    @property
-    def group(self):
-        """The rows that are compared with each other."""
-        compress = f"+{self.compress}" if self.compress else ""
-        return f"{self.data}/{self.transport}/{self.target}{compress}"
-
-    @property
-    def is_increment(self):
-        return self.target.startswith("increment")
-
-    @property
-    def key(self):
-        jobs = "" if self.who == "pg_basebackup" else f"-{self.jobs}"
-        lease = "" if self.lease is None else "-lease" if self.lease else "-no-lease"
-        workers = f"-workers-{self.workers}" if self.workers else ""
-        return f"{self.group}/{self.who}{jobs}{'-' + self.verify if self.verify else ''}{lease}{workers}"
-
-    @property
-    def title(self):
-        if self.who == "pg_basebackup":
-            return f"pg_basebackup, {self.workers} workers" if self.workers else "pg_basebackup"
-        if self.who == "cp":
-            return "cp -a" if self.jobs == 1 else "two cp side by side"
-        verify = {"": "", "server": ", server verifies, CRC32C", "checksums": ", as without page checksums"}
-        lease = "" if self.lease is None else ", with --lease" if self.lease else ", without a lease"
-        return f"ours -j {self.jobs}{verify[self.verify]}{lease}"
-
-
-def rows(quick):
-    """What the issue of the data path names. Not the cross product: it would take hours."""
-
-    def group(data, transport, target, jobs, verify=(), cp=False, compress="", lease=False):
-        yield Row(data, transport, target, "pg_basebackup", compress=compress)
-        for number in jobs:
-            yield Row(data, transport, target, "ours", number, compress=compress)
-        for who in verify:
-            yield Row(data, transport, target, "ours", 2, who)
-        if lease:
-            yield Row(data, transport, target, "ours", 2, lease=0)
-            yield Row(data, transport, target, "ours", 2, lease=300)
-        if cp:
-            yield Row(data, transport, target, "cp", 1)
-            yield Row(data, transport, target, "cp", 2)
-
-    yield from group("pgbench", "socket", "tmpfs", [1, 2, 4, 8], verify=("server", "checksums"), cp=True, lease=True)
-    yield from group("pgbench", "tcp", "tmpfs", [2])
-    yield from group("pgbench", "tls", "tmpfs", [2])
-    yield from group("pgbench", "socket", "nowhere", [1, 2, 4, 8])
-    yield from group("pgbench", "socket", "tar", [1, 2])
-    yield from group("pgbench", "socket", "pipe", [1, 2])
-    yield from group("pgbench", "socket", "tar", [2], compress="client-zstd:1")
-    yield from group("pgbench", "socket", "tar", [1, 2], compress="server-zstd:level=1")
-    yield Row("pgbench", "socket", "tar", "pg_basebackup", compress="server-zstd:level=1", workers=2)
-    yield from group("pgbench", "socket", "tar", [1, 2], compress="server-lz4")
-    yield from group("files", "socket", "tmpfs", [1, 2], cp=True)
-    yield from group("pgbench", "socket", "increment", [1, 2])
-    yield from group("pgbench", "socket", "increment-cold", [1, 2])
-    yield from group("pgbench", "socket", "disk", [2], cp=True)
-    if not quick:
-        yield from group("pgbench", "socket", "synced", [2])
+SMALL = 600  # MB, for what takes its time
 
 
 def say(text):
@@ -142,10 +63,13 @@ class Bench:
             "TMPDIR": options.scratch,
         }
         self.user = options.user
+        self.small = min(SMALL, options.size)
         self.clusters = {
             name: Cluster(name, os.path.join(options.data, f"{name}-{size}"), options.install, self.user,
                           options.scratch, self.env)
-            for name, size in (("pgbench", options.size), ("files", options.files))
+            for name, size in (
+                ("pgbench", options.size), ("small", self.small), ("files", options.files), ("empty", options.empty)
+            )
         }  # fmt: skip
         self.runner = Runner(self.env)
         self.targets = {
@@ -153,12 +77,14 @@ class Bench:
             "tar": os.path.join(options.tmpfs, "target"),
             "increment": os.path.join(options.tmpfs, "target"),
             "increment-cold": os.path.join(options.tmpfs, "target"),
+            "cold": os.path.join(options.tmpfs, "target"),
             "disk": os.path.join(options.data, "target"),
             "synced": os.path.join(options.data, "target"),
         }
         self.results = {}
         self.skipped = {}
         self.certificate = None
+        self.pgbackrest = PgBackRest(self.clusters["pgbench"], options.scratch, self.targets["tmpfs"], self.env)
         self.manifest = os.path.join(options.scratch, "full_manifest")
 
     # --- before the first round
@@ -187,13 +113,20 @@ class Bench:
 
     def make_data(self):
         version = self.output("postgres", "--version")
+        used = {row.data for row in self.results}
         for name, size, what, fill in (
             ("pgbench", self.options.size, f"{self.options.size} MB by pgbench, a third of it words",
              lambda cluster: cluster.fill_pgbench(self.options.size)),
+            ("small", self.small, f"{self.small} MB of the same",
+             lambda cluster: cluster.fill_pgbench(self.small)),
             ("files", self.options.files, f"{self.options.files} files of one page",
              lambda cluster: cluster.fill_files(self.options.files)),
+            ("empty", self.options.empty, f"{self.options.empty} files of nothing",
+             lambda cluster: cluster.fill_files(self.options.empty, pages=0)),
         ):  # fmt: skip
             cluster = self.clusters[name]
+            if name not in used:
+                continue
             wanted = {"layout": 1, "size": size, "version": version}
             if cluster.made(wanted):
                 note(f"{what}: made by an earlier run")
@@ -236,6 +169,8 @@ class Bench:
                 self.skipped[row.key] = "the client has no --discard"
             elif row.who == "ours" and row.target in ("tar", "pipe") and "tar" not in help_text:
                 self.skipped[row.key] = "the client has no archives"
+            elif row.who == "pgbackrest" and not self.pgbackrest.is_installed:
+                self.skipped[row.key] = "pgbackrest is not installed"
             elif row.is_increment and ("--incremental" not in help_text or self.major < 17):
                 self.skipped[row.key] = "there are no incremental backups before 17"
             elif row.verify and "--verify" not in help_text:
@@ -244,6 +179,19 @@ class Bench:
                 self.results[row] = []
         for key, why in self.skipped.items():
             note(f"left out: {key}: {why}")
+
+    def leave_out_pgbackrest(self):
+        """Where it is not installed, or cannot back up this version of the server."""
+        if not any(row.who == "pgbackrest" for row in self.results):
+            return
+        os.mkdir(self.pgbackrest.repository, 0o700)
+        why = self.pgbackrest.make_stanza()
+        self.remove(self.pgbackrest.repository)
+        if why:
+            for row in [row for row in self.results if row.who == "pgbackrest"]:
+                del self.results[row]
+                self.skipped[row.key] = why
+                note(f"left out: {row.key}: {why}")
 
     def prepare_increments(self):
         """A full backup, of which the manifest is kept, and some changes since."""
@@ -267,6 +215,8 @@ class Bench:
                 sources = [os.path.join(cluster.data, name) for name in cluster.entries()]
                 return [(["cp", "-a", "-t", target, *sources], None)]
             return [(["sh", "-c", script], None) for script in self.two_cp(cluster, target)]
+        if row.who == "pgbackrest":
+            return [(self.pgbackrest.backup(row), None)]
         connection = ["-d", cluster.conninfo(row.transport), "-c", "fast"]
         sync = [] if row.target == "synced" else ["--no-sync"]
         if row.is_increment:
@@ -341,7 +291,9 @@ class Bench:
         if target:
             os.mkdir(target, 0o700)
         commands = self.commands(row, target)
-        if row.target == "increment-cold":
+        if row.who == "pgbackrest":
+            self.pgbackrest.make_stanza()
+        if row.target.endswith("cold"):
             cluster.chill()
         if on_disk:
             subprocess.run(["sync", "-f", target], check=True)
@@ -363,7 +315,9 @@ class Bench:
         is_off = size > cluster.bytes / 5 if row.is_increment else abs(size - cluster.bytes) > cluster.bytes / 50
         if not row.compress and is_off:
             raise RuntimeError(f"{row.key}: {size} bytes were copied of {cluster.bytes}")
-        if row.who != "cp":
+        if row.who == "pgbackrest":
+            self.pgbackrest.verify()
+        elif row.who != "cp":
             self.output("pg_verifybackup", "-n", "-q", target)
 
     @staticmethod
@@ -375,22 +329,26 @@ class Bench:
     def main(self):
         options = self.options
         self.check_room()
-        self.make_data()
         self.certificate = self.make_certificate()
         self.choose_rows()
         if not self.results:
             raise RuntimeError("no row is left to be measured")
-        for cluster in self.clusters.values():
+        self.make_data()
+        used = [self.clusters[name] for name in sorted({row.data for row in self.results})]
+        for cluster in used:
             cluster.start_measuring(self.certificate, self.major >= 17)
             self.env["PGPASSFILE"] = os.path.join(options.scratch, "passwords")
             with open(self.env["PGPASSFILE"], "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
                 file.write(f"127.0.0.1:{cluster.port}:*:*:{cluster.password}\n")
+                if any(row.transport == "flow" and row.data == cluster.name for row in self.results):
+                    file.write(f"127.0.0.1:{cluster.start_flow()}:*:*:{cluster.password}\n")
+        self.leave_out_pgbackrest()
         self.prepare_increments()
         for number in range(options.rounds + 1):
             what = f"Round {number} of {options.rounds}" if number else "Warming up, and verifying the copies"
             say(f"{what}: {len(self.results)} rows")
             start = time.monotonic()
-            for cluster in self.clusters.values():
+            for cluster in used:
                 cluster.warm()
             for row, runs in self.results.items():
                 result = self.run(row, check=number == 0)
@@ -418,7 +376,8 @@ class Bench:
             "rounds": self.options.rounds,
             "quick": self.options.quick,
             "data": {
-                name: {"bytes": cluster.bytes, "files": cluster.files} for name, cluster in self.clusters.items()
+                name: {"bytes": cluster.bytes, "files": cluster.files}
+                for name, cluster in self.clusters.items() if cluster.files
             },
             "skipped": self.skipped,
             "rows": [
@@ -456,6 +415,7 @@ def main():
     parser.add_argument("--output", required=True, help="where the results go")
     parser.add_argument("--size", type=int, required=True, help="of the pgbench cluster, in MB")
     parser.add_argument("--files", type=int, required=True, help="of one page in the other cluster")
+    parser.add_argument("--empty", type=int, required=True, help="files of nothing in a third")
     parser.add_argument("--rounds", type=int, required=True, help="beside the one that warms up")
     parser.add_argument("--quick", action="store_true", help="without the rows that wait for the disk")
     parser.add_argument("--commit", default="unknown", help="what is measured, for the results")

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Measures pg_parallel_basebackup against pg_basebackup and cp (bench/run.py), as an ordinary user.
+# Measures pg_parallel_basebackup against pg_basebackup, cp, and pgBackRest where that is installed (bench/run.py), as an ordinary user.
 # Results: build/bench/results.{txt,json,svg}. The data sets are kept in build/bench/data, 5.4 GB by
 # default, and used again by the next run.
 #
 #   bench.sh [--quick] [run.py's options]
+#   bench.sh --scale [scale.py's options]     how time and memory grow (bench/scale.py): build/bench/scale.txt
 #
 #   PPB_BENCH_SIZE      MB of the pgbench cluster (default 4500; quick: 600)
 #   PPB_BENCH_FILES     files of one page in the other cluster (default 100000; quick: 50000)
+#   PPB_BENCH_EMPTY     files of nothing in a third (default 500000; quick: 50000)
 #   PPB_BENCH_ROUNDS    beside the one that warms up (default 5; quick: 3)
 #   PPB_BENCH_DIR       where the data sets are kept, and the target on disk
 #   PPB_BENCH_INSTALL   server, extension and client; default build/pg$PG, which is built first
@@ -14,14 +16,20 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-size=4500 files=100000 rounds=5
-if [ "${1:-}" = --quick ]; then size=600 files=50000 rounds=3; fi
+size=4500 files=100000 empty=500000 rounds=5
+script=run.py
+if [ "${1:-}" = --quick ]; then size=600 files=50000 empty=50000 rounds=3; fi
+if [ "${1:-}" = --scale ]; then
+	script=scale.py rounds=3
+	shift
+fi
 size=${PPB_BENCH_SIZE:-$size}
 files=${PPB_BENCH_FILES:-$files}
+empty=${PPB_BENCH_EMPTY:-$empty}
 rounds=${PPB_BENCH_ROUNDS:-$rounds}
 memory=${PPB_BENCH_TMPFS:-/dev/shm}
 
-for number in "$size" "$files" "$rounds"; do
+for number in "$size" "$files" "$empty" "$rounds"; do
 	if ! [[ $number =~ ^[1-9][0-9]{0,8}$ ]]; then die "$number is not a number of MB, files or rounds"; fi
 done
 if [ "$(stat -f -c %T "$memory" 2>/dev/null)" != tmpfs ]; then
@@ -83,9 +91,9 @@ if [ -n "${PPB_BENCH_INSTALL:-}" ]; then commit="an unknown commit, bench of $co
 
 cd "$SCRATCH"
 status=0
-run_job "$TOOLS/as-user.sh" "$python" -B "$RUN_ROOT/bench/run.py" --install "$RUN_INSTALL" \
+run_job "$TOOLS/as-user.sh" "$python" -B "$RUN_ROOT/bench/$script" --install "$RUN_INSTALL" \
 	--user "$user" --data "$data" --tmpfs "$target" --scratch "$SCRATCH/s" --output "$SCRATCH/output" \
-	--size "$size" --files "$files" --rounds "$rounds" --commit "$commit" "$@" 8>&- || status=$?
+	--size "$size" --files "$files" --empty "$empty" --rounds "$rounds" --commit "$commit" "$@" 8>&- || status=$?
 for file in "$SCRATCH"/output/*; do
 	if [ -f "$file" ]; then install -m 644 "$file" "$results/"; fi
 done
