@@ -15,7 +15,7 @@ class PgBackRest:
             "pgbackrest", "--config=/dev/null", "--stanza=bench", f"--pg1-path={self.cluster.data}",
             f"--pg1-socket-path={self.scratch}", f"--pg1-port={self.cluster.port}", f"--pg1-user={self.cluster.user}",
             "--pg1-database=postgres", f"--repo1-path={self.repository}", f"--lock-path={self.scratch}/lock",
-            f"--log-path={self.scratch}", "--log-level-file=off", "--log-level-console=error", "--repo1-retention-full=1",
+            f"--log-path={self.scratch}", "--log-level-file=off", "--log-level-console=error",
             *arguments,
         ]  # fmt: skip
 
@@ -31,7 +31,8 @@ class PgBackRest:
     def backup(self, row):
         compress = ["--compress-type=zst", "--compress-level=1"] if row.compress else ["--compress-type=none"]
         return self.command(
-            "--type=full", "--no-archive-check", "--start-fast", f"--process-max={row.jobs}", *compress, "backup"
+            "--type=full", "--no-archive-check", "--start-fast", "--repo1-retention-full=1", f"--process-max={row.jobs}",
+            *compress, "backup",
         )
 
     def verify(self):
