@@ -52,7 +52,7 @@ run_tap() {
 	local suite=$1 status=0 passed=0 failed=1
 	cd "$2" || exit 1
 	shift 2
-	case "$*" in *object*) object_server "$SCRATCH/log/object_store.log" ;; esac
+	case "$*" in *object*|*soak*) object_server "$SCRATCH/log/object_store.log" ;; esac
 	run_job "$TOOLS/as-user.sh" perl "$RUN_ROOT/tools/run-tap.pl" "${PPB_JOBS:-2}" "$SCRATCH/log/counts" \
 		"$@" || status=$?
 	if [ -f "$SCRATCH/log/counts" ]; then

@@ -1,8 +1,9 @@
 # Backups of a cluster that is never quiet, for as long as MINUTES says: every output, compression, verify side, WAL
-# method and number of connections, from the primary and from a standby, with faults at random moments. A backup
-# that is reported as a success is verified, put together, started and asked for its data; of one that failed there is
-# a message, and nothing else. After each, nothing is left on the server, and it goes on. What happens is drawn at
-# random; SEED, which is printed, draws it again, but for the moments.
+# method and number of connections, full and incremental, from the primary and from a standby, by either way in, with
+# faults at random moments and at each of the client's commands. A backup that is reported as a success is verified, put together,
+# started and asked for its data; of one that failed there is a message, and nothing else. After each, nothing is left
+# on the servers, and they go on. What happens is drawn at random; SEED, which is printed, draws it again, but for the moments.
+# FAULT is a pattern of the faults to try alone.
 
 use strict;
 use warnings FATAL => 'all';
@@ -12,10 +13,13 @@ use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep time);
-use ParallelBackup::Archive;
-use ParallelBackup::Lease;
+use Time::HiRes qw(time);
 use ParallelBackup::Load;
+use ParallelBackup::ObjectStore;
+use ParallelBackup::Soak::Copy;
+use ParallelBackup::Soak::Fault;
+use ParallelBackup::Soak::Request;
+use ParallelBackup::Soak::Servers;
 use ParallelBackup::Test;
 
 # Standbys are known by their own names.
@@ -28,141 +32,101 @@ srand $seed;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
 my $until = time + 60 * $minutes;
-my $major = server_major();
+my $store = $ENV{PPB_S3} ? object_store('soak') : undef;
 
 # How often what came to pass, and the words of failures.
-my (%count, %fault_count, %said);
+my (%count, %asked_for, %fault_count, %said);
 my $bytes = 0;
+my $last_words = '';
 
-my %conf = (
-	primary => q(
-allow_in_place_tablespaces = on
-checkpoint_timeout = 30s
-max_wal_size = 256MB
-wal_keep_size = 2GB
-hot_standby_feedback = off
-full_page_writes = on
-restart_after_crash = on
-) . ($major >= 17 ? "summarize_wal = on\n" : ''));
-
-my $primary = lease_node('primary', segsize => 16, conf => $conf{primary});
-work_on($primary);
-mkdir "$tempdir/ts" or die $!;
-on('postgres', "CREATE TABLESPACE ts LOCATION '$tempdir/ts'");
-on('postgres', q(CREATE TABLESPACE in_place LOCATION ''));
-on('postgres', 'CREATE EXTENSION amcheck');
-$primary->command_ok([ 'pgbench', '--quiet', '--initialize', '--scale' => 3, '--no-vacuum', 'postgres' ], 'pgbench tables');
-on('postgres', q(CREATE TABLE long AS SELECT g AS id, repeat('x', 500) AS filler FROM generate_series(1, 50000) g));
-on('postgres', "CREATE TABLE $_ AS SELECT g AS id, repeat('x', 300) AS filler FROM generate_series(1, 3000) g; CREATE INDEX ON $_ (id)")
-  for map { "t$_" } 1 .. 8;
-
-my $standby = PostgreSQL::Test::Cluster->new('standby');
-$primary->command_ok(
-	[ 'pg_parallel_basebackup', '--no-sync', '-c' => 'fast', '-D' => $standby->data_dir, '-R', '-T' => "$tempdir/ts=$tempdir/standby_ts", '-d' => $primary->connstr('postgres') ],
-	'a standby');
-start_copy($standby);
-my %space = (primary => "$tempdir/ts", standby => "$tempdir/standby_ts");
-
-sub backends
+# As quick as can be.
+sub new_backup_works
 {
-	my ($of) = @_;
-	return split /\n/, $of->safe_psql('postgres', q(SELECT pid FROM pg_stat_activity WHERE application_name = 'pg_parallel_basebackup'));
-}
-
-# Whether it answers, within a minute.
-sub answers
-{
-	my ($of) = @_;
-	for (1 .. 600)
-	{
-		return 1 if system('psql', '-XAtqc', 'SELECT 1', '-o', '/dev/null', '-d', $of->connstr('postgres'), '--set=ON_ERROR_STOP=1', '-L', '/dev/null') == 0;
-		sleep 0.1;
-	}
-	return 0;
-}
-
-# What can go wrong: done to the client's process, or to the server that it backs up.
-my %faults = (
-	'client: SIGTERM' => sub { kill 'TERM', $_[0] },
-	'client: SIGINT' => sub { kill 'INT', $_[0] },
-	'client: SIGKILL' => sub { kill 'KILL', $_[0] },
-	'client: stopped for a while' => sub { kill 'STOP', $_[0]; sleep 0.5 + rand 2; kill 'CONT', $_[0] },
-	'backend terminated' => sub { my @pids = backends($_[1]); $_[1]->safe_psql('postgres', 'SELECT pg_terminate_backend(' . pick(@pids) . ')') if @pids },
-	'backend cancelled' => sub { my @pids = backends($_[1]); $_[1]->safe_psql('postgres', 'SELECT pg_cancel_backend(' . pick(@pids) . ')') if @pids },
-	'backup cancelled' => sub { $_[1]->safe_psql('postgres', 'SELECT parallel_backup.cancel_backup(backup_id) FROM parallel_backup.backups') },
-	'backend stopped for a while' => sub { my @pids = backends($_[1]) or return; my $pid = pick(@pids); kill 'STOP', $pid; sleep 0.5 + rand 1; kill 'CONT', $pid },
-	'backend: SIGKILL' => sub { my @pids = backends($_[1]); kill 'KILL', pick(@pids) if @pids },
-	'server: fast restart' => sub { $_[1]->restart },
-	'server: immediate restart' => sub { $_[1]->stop('immediate'); $_[1]->start });
-
-# Options of one backup, and what has to be done to have a data directory of it.
-sub draw
-{
-	my ($from) = @_;
-	my %backup = (format => pick(qw(plain plain tar tar blackhole)), wal => pick(qw(stream stream fetch none)), options => []);
-	my $options = $backup{options};
-	$backup{wal} = pick(qw(fetch none)) if $backup{format} eq 'blackhole';
-
-	push @$options, '--jobs' => pick(1, 2, 3, 4, 8), '-X' => $backup{wal};
-	push @$options, '--verify' => pick(qw(client server)) if rand() < 0.3;
-	push @$options, '--max-rate' => pick('8M', '32M') if rand() < 0.2;
-	push @$options, '--manifest-checksums' => pick(qw(CRC32C SHA256 SHA512)) if rand() < 0.3;
-	push @$options, '--no-verify-checksums' if rand() < 0.1;
-	push @$options, '--no-sync' if rand() < 0.8;
-	# One that was asked for, none, or what is taken by default.
-	push @$options, '--lease' => $backup{lease} if defined($backup{lease} = pick(60, 60, 0, undef, undef));
-	if ($backup{format} eq 'plain')
-	{
-		push @$options, '-Z' => pick(qw(server-lz4 server-zstd server-zstd:level=1)) if rand() < 0.3;
-		push @$options, '-T' => $space{ $from->name } . '=@_ts';
-	}
-	elsif ($backup{format} eq 'tar')
-	{
-		push @$options, '-Ft', pick([], [], [ '-z' ], [ '-Z' => 'client-lz4' ], [ '-Z' => 'client-zstd:1' ], [ '-Z' => 'server-lz4' ], [ '-Z' => 'server-zstd' ])->@*;
-	}
-	else { push @$options, '-t' => 'blackhole' }
-	return \%backup;
-}
-
-# Of a success: it is verified, started and has what pgbench keeps equal.
-sub restores
-{
-	my ($backup, $place, $name) = @_;
+	my ($from, $what) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	my $copy = PostgreSQL::Test::Cluster->new("copy_$name");
-	my $directory = $copy->data_dir;
-	my @verify = ('pg_verifybackup', '--quiet', $backup->{wal} eq 'none' ? '--no-parse-wal' : ());
 
-	if ($backup->{format} eq 'tar')
+	command_ok([ 'pg_parallel_basebackup', '--discard', '-c' => 'fast', '-d' => $from->connstr('postgres') ], "$what: a new backup works");
+	return;
+}
+
+# Runs it: its status, what it said, whether the fault has come to pass, and the command without what the fault did to it.
+sub client
+{
+	my ($request, $fault, $is_quiet, $what) = @_;
+	my @command = ('pg_parallel_basebackup', '--checkpoint' => 'fast', $request->{options}->@*);
+	my @environment = ($fault ? $fault->environment : (), $request->{format} eq 'objects' ? $store->environment : ());
+	my ($stdout, $stderr) = ('', '');
+	my $pipe;
+
+	$fault->begin if $fault;
+	# Not before: its processes would have the pipe too.
+	if ($request->{format} eq 'pipe')
 	{
-		extract_backup($place, $directory);
-		# The map says where the tablespaces are now.
-		command_ok([ @verify, '--ignore' => 'tablespace_map', '--manifest-path' => "$place/backup_manifest", $directory ], "$name: pg_verifybackup");
+		mkdir $request->{place} or die $!;
+		open($pipe, '|-:raw', 'bash', '-c', 'cat >"$0"', "$request->{place}/base.tar") or die $!;
 	}
-	else
+	my $connection = $fault ? $fault->connection_string : $request->{from}->connstr('postgres');
+	my $run = IPC::Run::start([ @environment ? ('env', @environment) : (), @command, '--dbname' => $connection ],
+		'>' => $pipe // \$stdout, '2>' => \$stderr, IPC::Run::timeout(180));
+	my $pid = $run->{KIDS}[0]{PID};
+	while ($run->pumpable)
 	{
-		command_ok([ @verify, $place ], "$name: pg_verifybackup");
-		rename $place, $directory or die "$place: $!";
+		$run->pump_nb;
+		both_answer() if $fault && $fault->happens($pid) && !$fault->is_down;
+		if ($is_quiet) { Time::HiRes::sleep(0.01) }
+		else { eval { deed_while_it_runs(); 1 } or $@ =~ /terminating|the database system|connection|recovery|Permission denied|No space|Too many open|Input\/output/ or die $@ }
 	}
-	unlink "$directory/standby.signal";
-	my $conf = "primary_conninfo = ''\n" . ($major >= 17 ? "summarize_wal = off\n" : '');
-	if ($backup->{wal} eq 'none')
+	# A client that is gone is no failure of the harness.
+	eval { $run->finish; 1 } or $@ =~ /timeout/ && die "$what: it does not end";
+	close $pipe if $pipe;
+	my $struck = $fault ? $fault->ends : 0;
+	both_answer();
+	return ($run->full_result(0), $stderr, $struck, @command, '--dbname' => $request->{from}->connstr('postgres'));
+}
+
+# With a lease it can be gone on with, if the server was not restarted.
+sub resume
+{
+	my ($request, $what, @command) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($stdout, $stderr) = ('', '');
+	my $is_complete = IPC::Run::run([ @command, '--resume' ], '>' => \$stdout, '2>' => \$stderr, IPC::Run::timeout(180));
+
+	$count{ $is_complete ? 'gone on with' : 'gone on with, in vain' }++;
+	ok($is_complete || $stderr =~ /does not exist on the server any more|was promoted|checksum/, "$what: going on") or diag($stderr);
+	# Then it stays, as it may be all that there is.
+	File::Path::remove_tree($request->{place}) if !$is_complete;
+	return $is_complete;
+}
+
+# Of a failure there is a message, and nothing else.
+sub fails_cleanly
+{
+	my ($request, $fault, $struck, $stderr, $what) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+	# What nobody did to it may not fail.
+	ok($struck, "$what: it fails only of a fault") or diag($stderr);
+	if (!$fault || $fault->{name} ne 'client: SIGKILL')
 	{
-		# Archive recovery to the end of what there is.
-		write_file("$directory/recovery.signal", '');
-		$conf .= "restore_command = 'cp \"" . $primary->data_dir . "/pg_wal/%f\" \"%p\"'\n";
+		like($stderr, qr/^pg_parallel_basebackup: error: \S/m, "$what: it says why");
+		unlike($stderr, qr/panicked|This is a bug/, "$what: no bug");
+		my ($message) = $stderr =~ /^pg_parallel_basebackup: error: (.*)/m;
+		$said{ ($message // '') =~ s/[0-9a-f]{32}/ID/gr =~ s/"[^"]*"/"..."/gr =~ s/\d+/N/gr }++;
+		if ($fault && $fault->{words})
+		{
+			like($stderr, $fault->{words}, "$what: in the words of the fault");
+			# It is complete, but for what is said of the pages.
+			return;
+		}
+		if ($request->{format} eq 'objects') { is_deeply([ $store->list("$request->{name}/") ], [], "$what: nothing of it is in the store") }
+		elsif ($request->{format} ne 'pipe') { ok(!-e $_, "$what: nothing of it is left here") for @$request{qw(place spaces)} }
 	}
-	start_copy($copy, conf => $conf);
-	$copy->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()') or die 'the copy stays in recovery';
-	is(balances($copy), 't', "$name: it is consistent");
-	if (rand() < 0.3)
+	elsif ($request->{format} eq 'objects')
 	{
-		$copy->command_ok([ 'pg_amcheck', '--all', '--install-missing', '--heapallindexed' ], "$name: pg_amcheck");
-		$count{'checked by pg_amcheck'}++;
+		command_ok([ 'env', $store->environment, 'pg_parallel_basebackup', '--remove-leftovers', '-D' => $request->{url} ], "$what: what is left in the store can be removed");
+		is_deeply([ $store->list("$request->{name}/"), $store->uploads ], [], "$what: nothing of it is in the store then");
 	}
-	$copy->stop;
-	File::Path::remove_tree($directory, map { "$directory.$_" } map { m{/([0-9]+)\.tar[^/]*\z} ? $1 : () } glob("$place/*"));
-	$count{'verified and started'}++;
 	return;
 }
 
@@ -170,123 +134,122 @@ sub restores
 sub backup
 {
 	my ($number) = @_;
-	my $from = pick($primary, $primary, $standby);
-	my $backup = draw($from);
-	my $fault = rand() < 0.5 ? pick(sort keys %faults) : undef;
-	# The standby's WAL is the primary's: a restart of the one is enough.
+	my $from = pick(primary(), primary(), standby());
 	my $name = "b$number";
 	my $place = "$tempdir/$name";
-	my @command = ('pg_parallel_basebackup', '--checkpoint' => 'fast', '--dbname' => $from->connstr('postgres'),
-		$backup->{format} eq 'blackhole' ? () : ('--pgdata' => $place), map { s/\@_ts\z/${place}_ts/r } $backup->{options}->@*);
-	my ($stdout, $stderr) = ('', '');
+	my $prior = rand() < 0.5 ? prior_of() : undef;
+	my $request = draw($from, $name, $place, $prior, $store);
+	my $fault = rand() < 0.6 || $ENV{FAULT} ? draw_fault($request, $from, "$place.network", $ENV{FAULT}) : undef;
+	my $is_quiet = rand() < 0.3;
+	$request->{from} = $from;
+	my $what = "$name: " . $from->name . ', ' . join(' ', $request->{options}->@*) . ', ' . ($fault ? $fault->words : 'no fault') . ($is_quiet ? ', nothing changes' : '');
+	note($last_words = $what);
+	$asked_for{ $request->{format} }++;
+	$asked_for{increments}++ if defined $prior;
+	$asked_for{'from the standby'}++ if $from == standby();
+	$asked_for{'by the procedures'}++ if stock_server() || $request->{role} eq 'calls';
 
-	my $what = "$name: " . $from->name . ', ' . join(' ', $backup->{options}->@*) . ', ' . ($fault // 'no fault');
-	note($what);
-	my $run = IPC::Run::start(\@command, '>' => \$stdout, '2>' => \$stderr, IPC::Run::timeout(180));
-	my $pid = $run->{KIDS}[0]{PID};
-	my $strikes = time + rand(rand() < 0.5 ? 0.3 : 2.5);
-	my $struck = 0;
-	while ($run->pumpable)
+	my $has_far = !$is_quiet && $from == primary() && $request->{format} =~ /^(?:plain|blackhole)\z/ && !defined $prior && rand() < 0.15;
+	far_relation() if $has_far;
+	my $sums;
+	if ($is_quiet)
 	{
-		$run->pump_nb;
-		if (defined $fault && !$struck && time >= $strikes)
-		{
-			$struck = 1;
-			$faults{$fault}->($pid, $from);
-			answers($_) or die $_->name . ' does not come back' for $primary, $standby;
-		}
-		eval { deed_while_it_runs(); 1 } or $@ =~ /terminating|the database system|connection|recovery/ or die $@;
+		stop_load();
+		$sums = sums(primary());
 	}
-	# A client that is gone is no failure of the harness.
-	eval { $run->finish; 1 } or $@ =~ /timeout/ && die "$what: it does not end";
-	my $code = $run->full_result(0);
-	$fault_count{$fault}++ if $struck;
-	answers($_) or die $_->name . ' does not come back' for $primary, $standby;
-	if ($code != 0 && $struck && -e "$place/pgsql_tmp.pg_parallel_basebackup.resume")
+	if ($from == standby() && ($is_quiet || defined $prior))
 	{
-		# With a lease it can be gone on with, if the server was not restarted.
-		$count{'gone on with'}++;
-		my $again = '';
-		$run = IPC::Run::run([ @command, '--resume' ], '>' => \$stdout, '2>' => \$again, IPC::Run::timeout(180));
-		$code = $run ? 0 : 1;
-		ok($run || $again =~ /does not exist on the server any more/, "$what: going on") or diag($again);
-		$count{'gone on with, in vain'}++ if !$run;
-		# Then it stays, as it may be all that there is.
-		File::Path::remove_tree($place) if !$run;
+		# So that there is all of it, and something to go on from.
+		on('postgres', 'SELECT pg_switch_wal()');
+		settle();
 	}
 
-	if ($code == 0)
+	my ($status, $stderr, $struck, @command) = client($request, $fault, $is_quiet, $what);
+	$fault_count{ $fault->{name} }++ if $struck;
+	if ($status != 0 && $struck && -e "$place/pgsql_tmp.pg_parallel_basebackup.resume")
 	{
+		$status = 0 if resume($request, $what, @command);
+	}
+	if ($status == 0)
+	{
+		ok(!$fault || !$fault->has_to_fail, "$what: it must not succeed");
 		$count{'completed'}++;
-		$count{"completed, struck"}++ if $struck;
-		if ($backup->{format} ne 'blackhole')
+		$count{'completed, struck'}++ if $struck;
+		if ($request->{format} ne 'blackhole')
 		{
-			$bytes += size_of($place);
-			restores($backup, $place, $name);
+			$bytes += size_of($place) if -d $place;
+			restores($request, $from, store => $store, count => \%count, sums => $sums, rows => spoiled_rows());
 		}
 	}
 	else
 	{
 		$count{'failed'}++;
-		# What nobody did to it may not fail.
-		ok($struck, "$what: it fails only of a fault") or diag($stderr);
-		if ($fault ne 'client: SIGKILL')
-		{
-			like($stderr, qr/^pg_parallel_basebackup: error: \S/m, "$what: it says why");
-			unlike($stderr, qr/panicked|This is a bug/, "$what: no bug");
-			my ($message) = $stderr =~ /^pg_parallel_basebackup: error: (.*)/m;
-			$said{ ($message // '') =~ s/[0-9a-f]{32}/ID/gr =~ s/"[^"]*"/"..."/gr =~ s/\d+/N/gr }++;
-			ok(!-e $place, "$what: nothing of it is left here");
-		}
+		fails_cleanly($request, $fault, $struck, $stderr, $what);
 	}
-	if (($backup->{lease} // 1) && ($fault // '') =~ /^client: SIG/)
+	if (($request->{lease} // 1) && $fault && $fault->{name} =~ /^client: SIG|^client's/)
 	{
 		# Whoever was killed could not release it.
 		$from->safe_psql('postgres', 'SELECT parallel_backup.cancel_backup(backup_id) FROM parallel_backup.backups');
 	}
-	nothing_left($from, $what);
-	is_deeply([ backends($from) ], [], "$what: no connection is left") if $from->poll_query_until('postgres', q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pg_parallel_basebackup'));
-	File::Path::remove_tree($place, "${place}_ts");
+	my $is_promoted = $fault && $struck && $fault->{name} =~ /promotion/;
+	nothing_is_left($from, $what, closely => !$is_promoted && ($status != 0 || $number % 5 == 0));
+	new_backup_works($from, $what) if $status != 0;
+	$fault->clean_up if $fault;
+	on('postgres', 'DROP TABLE far') if $has_far;
+	File::Path::remove_tree($place, "$place.network", $status == 0 ? () : "${place}_ts");
 	return;
 }
 
-sub size_of
+my $spoiled_rows;
+sub spoiled_rows { return $spoiled_rows //= on('postgres', 'SELECT count(*), sum(id), sum(hashtext(filler)) FROM spoiled') }
+
+# Everything that is needed to look at it goes to where the logs are.
+sub keep
 {
-	my ($path) = @_;
-	my $sum = 0;
-	require File::Find;
-	File::Find::find({ no_chdir => 1, follow => 0, wanted => sub { $sum += -s _ if -f $_ } }, $path);
-	return $sum;
+	my $kept = "$ENV{TESTLOGDIR}/soak-$seed";
+	eval { stop_load() };
+	eval { $_->stop('immediate') } for servers();
+	mkdir $kept or return;
+	system('cp', '-a', '--reflink=auto', $tempdir, "$kept/copies");
+	system('cp', '-a', '--reflink=auto', $_->data_dir, "$kept/" . $_->name) for servers();
+	diag("SEED=$seed: stopped at $last_words");
+	diag('what there was is in soak-' . $seed . " beside the servers' logs");
+	return;
 }
 
 my $number = 0;
-start_load();
-while (time < $until)
-{
-	some_deeds();
-	backup(++$number);
-	if (!Test::More->builder->is_passing)
-	{
-		diag("SEED=$seed: stopped at backup $number. Servers' logs are beside this file's.");
-		last;
-	}
-	# The load ends with its server.
-	eval { stop_load() };
+my $is_alive = eval {
+	begin_servers($tempdir);
+	spoiled_rows();
+	on('postgres', 'CHECKPOINT');
+	settle();
 	start_load();
+	while (time < $until)
+	{
+		some_deeds();
+		backup(++$number);
+		last if !Test::More->builder->is_passing;
+		# The load ends with its server.
+		eval { stop_load() };
+		start_load();
+	}
+	1;
+};
+fail("$last_words: $@") if !$is_alive;
+if (!Test::More->builder->is_passing) { keep() }
+else
+{
+	eval { stop_load() };
+	forget_chain();
+	nothing_is_left(primary(), 'in the end', closely => 1);
+	end_servers();
 }
-eval { stop_load() };
-# Of all the backups since the last restart.
-$primary->append_conf('postgresql.conf', 'full_page_writes = off');
-$primary->reload;
-$primary->poll_query_until('postgres', q(SELECT current_setting('full_page_writes') = 'off'));
-on('postgres', 'CHECKPOINT');
-is(in_backup_mode($primary), 0, 'nobody is in backup mode');
-$standby->stop;
-$primary->stop;
 
 diag("$number backups in $minutes min, SEED=$seed");
+diag("  asked for: $_: $asked_for{$_}") for sort keys %asked_for;
 diag("  $_: $count{$_}") for sort keys %count;
 diag(sprintf '  bytes of copies: %.1f GB', $bytes / 1e9);
 diag("  fault: $_: $fault_count{$_}") for sort keys %fault_count;
 diag("  message: $_: $said{$_}") for sort keys %said;
+diag('  nothing lost, nothing left') if Test::More->builder->is_passing;
 done_testing();

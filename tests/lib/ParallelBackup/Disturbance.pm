@@ -36,6 +36,7 @@ our %PHASE = (
 #           'server' the server's end alone: the client does not
 #           'half'   the client's end is shut down in the one direction that it reads from
 #           'stall'  nothing moves for some time, and then all goes on
+#           'wait'   nothing moves until go_on() is called, and then all goes on
 #           'change' a bit of the next byte of the reply is another, and all goes on, until the connection is silent for
 #                    seconds: then it is cut. Who was told of a longer message than there is would wait for ever
 #   for     how many seconds something stands still
@@ -56,6 +57,16 @@ sub happened
 	opendir my $dir, $self->{dir} or croak "$self->{dir}: $!";
 	my @happened = sort { $a <=> $b } grep { /^\d+$/ } readdir $dir;
 	return @happened;
+}
+
+# What waits goes on, now or when it comes to it.
+sub go_on
+{
+	my ($self) = @_;
+
+	open my $file, '>', "$self->{dir}/go" or croak "$self->{dir}: $!";
+	close $file;
+	return;
 }
 
 sub _connect { return IO::Socket::UNIX->new(Peer => $_[0]{socket}) }
@@ -143,6 +154,11 @@ sub _happen
 	if ($how eq 'change')
 	{
 		substr($$bytes, 0, 1) ^= chr(1 << $event->{bit});
+		return 1;
+	}
+	if ($how eq 'wait')
+	{
+		Time::HiRes::sleep(0.01) while !-e "$self->{dir}/go";
 		return 1;
 	}
 	if ($how eq 'client') { close $client }
