@@ -10,7 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 use walkdir::WalkDir;
 
@@ -114,10 +114,12 @@ impl Walk<'_> {
             let directory = entry.path().parent().unwrap_or(Path::new(""));
             let here = match &mut here {
                 Some(here) if here.path.as_os_str() == directory.as_os_str() => here,
-                last => match OpenDirectory::open(directory, self.relative(&start, top, directory))? {
-                    Some(opened) => last.insert(opened),
-                    None => continue,
-                },
+                last => {
+                    match OpenDirectory::open(&start, directory, self.relative(&start, top, directory))? {
+                        Some(opened) => last.insert(opened),
+                        None => continue,
+                    }
+                }
             };
             let name = entry.file_name().as_bytes();
             let found = verdict(self.layout, &here.relative, name);
@@ -246,12 +248,12 @@ struct OpenDirectory {
 }
 
 impl OpenDirectory {
-    /// `None` if it has gone.
-    fn open(path: &Path, relative: Vec<u8>) -> Result<Option<Self>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match rustix::fs::open(path, flags, Mode::empty()) {
+    /// `path` begins with `start`, the one part in which links are followed. `None` if it has gone, or a
+    /// link has taken the place of a directory in it: what was read by way of that is of another place.
+    fn open(start: &Path, path: &Path, relative: Vec<u8>) -> Result<Option<Self>> {
+        match open_below(start, path.strip_prefix(start).unwrap_or(Path::new(""))) {
             Ok(directory) => Ok(Some(Self { path: path.to_owned(), relative, directory, init_forks: None })),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(error) => Err(Error::io("open directory", &relative, error.into())),
         }
     }
@@ -285,6 +287,16 @@ impl OpenDirectory {
         }
         Ok(self.init_forks.get_or_insert_default())
     }
+}
+
+/// Opens a directory below another, component by component, so that the kernel follows no link below `start`.
+fn open_below(start: &Path, below: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut directory = rustix::fs::open(start, flags, Mode::empty())?;
+    for name in below {
+        directory = openat(&directory, name, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    }
+    Ok(directory)
 }
 
 /// What lstat says.
@@ -358,7 +370,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("pg_parallel_backup_gone_{}", std::process::id()));
         fs::create_dir(&path).unwrap();
         fs::write(path.join("16384_init"), b"").unwrap();
-        let open = || OpenDirectory::open(&path, b"base/5".to_vec()).unwrap();
+        let open = || OpenDirectory::open(&path, &path, b"base/5".to_vec()).unwrap();
         struct Interrupted;
         impl Visitor for Interrupted {
             fn poll(&mut self) -> Result<()> {
@@ -378,6 +390,20 @@ mod tests {
         assert!(here.init_forks(&mut Collected::default()).unwrap().is_empty());
         assert!(here.status(b"16384").is_err_and(|error| is_gone(&error)));
         assert!(open().is_none());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_directory() {
+        let cluster = Scratch::new("swapped");
+        cluster.file("base/5/1");
+        cluster.file("outside/5/2");
+        let open = |path: &str| OpenDirectory::open(&cluster.0, &cluster.0.join(path), path.into()).unwrap();
+        assert!(open("base/5").is_some() && open("").is_some());
+        fs::rename(cluster.0.join("base"), cluster.0.join("before")).unwrap();
+        symlink(cluster.0.join("outside"), cluster.0.join("base")).unwrap();
+        assert!(open("base").is_none() && open("base/5").is_none());
+        fs::write(cluster.0.join("file"), b"").unwrap();
+        assert!(open("file").is_none() && open("gone/5").is_none());
     }
 
     #[test]

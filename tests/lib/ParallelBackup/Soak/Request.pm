@@ -45,8 +45,9 @@ sub draw
 	}
 	push @options, '--no-sync' if rand() < 0.8;
 	push @options, '--no-estimate-size' if rand() < 0.2;
-	# One that was asked for, none, or what is taken by default.
-	push @options, '--lease' => $request{lease} if defined($request{lease} = pick(60, 60, 0, undef, undef));
+	# One that was asked for, none, or what is taken by default. What has changed since another backup the coordinator alone knows.
+	$request{lease} = pick(defined $prior ? (0, undef) : (60, 60, 0, undef, undef));
+	push @options, '--lease' => $request{lease} if defined $request{lease};
 	push @options, '--incremental' => $prior if defined $prior;
 	push @options, '--username' => $request{role} if $request{role} ne '';
 
