@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick bench-scale quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean
+.PHONY: bench bench-quick bench-scale quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean check-attacks
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -47,11 +47,15 @@ check-incremental: ## chains of increments of a busy cluster, at random: ROUNDS=
 	@ROUNDS='$(ROUNDS)' SEED='$(SEED)' TESTS=tests/t/072_incremental_rounds.pl tools/check.sh tap
 
 MINUTES ?= 10
-soak: ## backups with faults at random, each copy started: MINUTES=10 SEED=number, PPB_STOCK=1 PG=15 too
-	@MINUTES='$(MINUTES)' SEED='$(SEED)' TESTS=tests/soak/soak.pl tools/check.sh tap
+soak: ## backups with faults at random, each copy started: MINUTES=10 SEED=number FAULT=pattern, PPB_STOCK=1 PG=15 too
+	@MINUTES='$(MINUTES)' SEED='$(SEED)' FAULT='$(FAULT)' TESTS=tests/soak/soak.pl tools/check.sh tap
 
 check-lease: ## backups with --lease over a network that loses connections, at random: ROUNDS=20 SEED=number
 	@ROUNDS='$(ROUNDS)' SEED='$(SEED)' TESTS='tests/t/044*.pl tests/t/045*.pl' tools/check.sh tap
+
+check-attacks: ## the tests of attacks, longer: CYCLES=10000 backups that are abandoned, ENTRIES=1000000 in a list, SWAPS=3000
+	@CYCLES='$(or $(CYCLES),10000)' ENTRIES='$(or $(ENTRIES),1000000)' SWAPS='$(or $(SWAPS),3000)' SEED='$(SEED)' \
+		TESTS='tests/t/100*.pl tests/t/101*.pl tests/t/102*.pl' tools/check.sh tap
 
 check-deb: ## as root: install the packages, back up a server, remove them again
 	@tools/deb.sh "$(PG_CONFIG)"

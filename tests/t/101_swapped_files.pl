@@ -1,6 +1,8 @@
 # Somebody who can write to the data directory swaps files for links, FIFOs and directories, and directories for links, while
 # requests and backups run: nothing outside of the data directory is ever read, and nobody waits for a FIFO. A link in any directory
 # that is walked is left out. Paths as long as a message may be are refused like any other.
+#
+# SWAPS is how often each is asked for meanwhile, 300 by default.
 
 use strict;
 use warnings FATAL => 'all';
@@ -14,7 +16,7 @@ use ParallelBackup::Test;
 
 delete $ENV{PGAPPNAME};
 
-my $rounds = $ENV{ROUNDS} || 300;
+my $rounds = $ENV{SWAPS} || 300;
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
 my $node = parallel_node('main', extension => 1);
 my $pgdata = $node->data_dir;

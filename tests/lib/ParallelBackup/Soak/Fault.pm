@@ -106,7 +106,7 @@ for my $how (qw(cut client server half stall change))
 	my %words = (cut => 'both ends closed', client => 'closed to the client', server => 'closed to the server', half => 'half closed', stall => 'not read for a while', change => 'a bit changed');
 	$faults{"network: $words{$how}"} = sub {
 		my ($self) = @_;
-		$self->{plan} = [ { phase => $self->{phase}, skip => pick(0, 0, 1, 3), after => pick(-1, 0, 30, 1000, 100000), how => $how, for => 0.5 + rand 4, bit => int rand 8 } ];
+		$self->{plan} = [ { phase => $self->{phase}, skip => pick(0, 0, 1, 3), after => pick(-1, 0, 30, 1000, 100000), how => $how, for => rand() < 0.1 ? 20 + rand 40 : 0.5 + rand 4, bit => int rand 8 } ];
 		$self->{plan}[0]{after} = pick(0, 30, 1000, 100000) if $how eq 'change';
 	};
 }
