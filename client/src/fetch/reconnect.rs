@@ -35,6 +35,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// often.
 const MOST: usize = 20;
 
+/// The shortest time within which losses count, that of the lease by default. A short lease says what the server
+/// keeps, not how much is borne: within a few seconds a connection cannot be lost often enough, and what
+/// is damaged at every try would be asked for without an end.
+const RECENT: Duration = Duration::from_secs(300);
+
 /// How often nothing may listen where the server was before it is taken for gone: a proxy between is back sooner.
 const REFUSALS: usize = 3;
 
@@ -66,9 +71,9 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// None so far. With a time, those that are longer ago do not count.
-    pub fn new(within: Option<Duration>) -> Self {
-        Self { within, times: VecDeque::new() }
+    /// None so far. With a lease, those that are longer ago than it and [`RECENT`] do not count.
+    pub fn new(lease: Option<Duration>) -> Self {
+        Self { within: lease.map(|lease| lease.max(RECENT)), times: VecDeque::new() }
     }
 
     /// Once more; false if that was too often.
@@ -222,7 +227,9 @@ mod tests {
     fn losses_count_within_a_time() {
         let mut all = Losses::new(None);
         assert!((0..MOST).all(|_| all.another()) && !all.another());
-        let mut recent = Losses::new(Some(Duration::ZERO));
+        let mut short = Losses::new(Some(Duration::ZERO));
+        assert!((0..MOST).all(|_| short.another()) && !short.another());
+        let mut recent = Losses { within: Some(Duration::ZERO), times: VecDeque::new() };
         assert!((0..3 * MOST).all(|_| {
             std::thread::sleep(Duration::from_micros(10));
             recent.another()
