@@ -139,7 +139,7 @@ sub backup
 	my $place = "$tempdir/$name";
 	my $prior = rand() < 0.5 ? prior_of() : undef;
 	my $request = draw($from, $name, $place, $prior, $store);
-	my $fault = rand() < 0.6 || $ENV{FAULT} ? draw_fault($request, $from, "$place.network", $ENV{FAULT}) : undef;
+	my $fault = rand() < 0.7 || $ENV{FAULT} ? draw_fault($request, $from, "$place.network", $ENV{FAULT}) : undef;
 	my $is_quiet = rand() < 0.3;
 	$request->{from} = $from;
 	my $what = "$name: " . $from->name . ', ' . join(' ', $request->{options}->@*) . ', ' . ($fault ? $fault->words : 'no fault') . ($is_quiet ? ', nothing changes' : '');

@@ -148,7 +148,7 @@ for my $what ('write:pg_dynshmem', 'create:pg_dynshmem', 'write:pg_replslot', 'c
 }
 
 # Of a table that nobody writes to.
-$faults{'a page damaged on disk'} = sub {
+$faults{'page: damaged on disk'} = sub {
 	my ($self) = @_;
 	my $page;
 	$self->{has_to} = 'fail' if !defined $self->{request}{prior};
@@ -156,7 +156,7 @@ $faults{'a page damaged on disk'} = sub {
 	$self->{prepare} = sub { $page = _spoiled($self->{from}); _flip($page, 1) };
 	$self->{back} = sub { _flip($page, 1); !defined $self->{request}{prior} };
 };
-$faults{'a torn page that heals'} = sub {
+$faults{'page: torn, and heals'} = sub {
 	my ($self) = @_;
 	my $process;
 	$self->{words} = qr/checksum verification failed in file "[^"]+", block ${\ SPOILED_BLOCK}:/;
