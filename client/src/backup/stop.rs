@@ -17,6 +17,9 @@ use crate::server::reply::Reply;
 /// How long STOP_BACKUP is tried again while the server still ends transfers that we lost.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Bytes of `global/pg_control` (PG_CONTROL_FILE_SIZE, pg_control.h), in all versions that there are.
+const CONTROL_FILE_SIZE: usize = 8192;
+
 /// What STOP_BACKUP said.
 pub(super) struct Stop {
     pub(super) position: Lsn,
@@ -77,7 +80,7 @@ impl Backup<'_> {
             position: lsn(&first, 0, 0)?,
             timeline: number(&first, 0, 1)?,
             control_file: protocol::id::from_hex(text(&second, 0, 0)?)
-                .filter(|content| !content.is_empty())
+                .filter(|content| content.len() == CONTROL_FILE_SIZE)
                 .ok_or_else(|| Error::local("server sent an invalid control file"))?,
             wal_ranges: (0..third.rows()).map(|row| wal_range(&third, row)).collect::<Result<_>>()?,
             wal_files: (0..fourth.rows())
