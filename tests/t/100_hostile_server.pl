@@ -92,7 +92,7 @@ refused("listed: $_", { listed(entry($_)) }, qr/error: /)
 refused('sent: a file that is a directory too',
 	{
 		listed(entry('evil'), entry('evil/more')),
-		command => qr/SEND_FILE_LIST(?!.*estimate)|SEND_FILES_CONTENT/is,
+		command => qr/SEND_FILE_LIST *\((?!.*estimate)|SEND_FILES_CONTENT *\(/is,
 		frame => sub { my ($frame) = @_; $frame =~ /^v(evil.*)\0\z/ ? ($begin->(1, 0, 1, $1), 'dx', $end->('x')) : $frame }
 	},
 	qr/error: .*evil.*(?:directory|exists)/i);
@@ -162,12 +162,12 @@ for my $lie (@lies)
 }
 
 # What is said of the cluster at the beginning, and of the backup at its end.
-refused("a tablespace \"$_\"", { command => qr/START_BACKUP/i, row => sub { my ($row, $set) = @_; $row->[0] = $_ if $set == 1; $row } }, qr/error: /)
+refused("a tablespace \"$_\"", { command => qr/START_BACKUP *\(/i, row => sub { my ($row, $set) = @_; $row->[0] = $_ if $set == 1; $row } }, qr/error: /)
   for ('../../evil', "$ts/../../evil", '', '-1', '99999999999', $tempdir);
-refused('tablespaces twice', { command => qr/START_BACKUP/i, row => sub { my ($row, $set) = @_; $set == 1 ? ($row, [@$row]) : $row } }, qr/error: /);
+refused('tablespaces twice', { command => qr/START_BACKUP *\(/i, row => sub { my ($row, $set) = @_; $set == 1 ? ($row, [@$row]) : $row } }, qr/error: /);
 {
 	# Whatever is no absolute path is taken for a tablespace in place, by its number.
-	my $server = ParallelBackup::Hostile->new(node => $node, command => qr/START_BACKUP/i, row => sub { my ($row, $set) = @_; $row->[1] = '../../evil' if $set == 1 && defined $row->[0]; $row });
+	my $server = ParallelBackup::Hostile->new(node => $node, command => qr/START_BACKUP *\(/i, row => sub { my ($row, $set) = @_; $row->[1] = '../../evil' if $set == 1 && defined $row->[0]; $row });
 	command_ok([ 'pg_parallel_basebackup', '--no-sync', '--checkpoint' => 'fast', '-X' => 'none', '-D' => $target, '-d' => 'host=127.0.0.1 dbname=postgres sslmode=disable gssencmode=disable port=' . $server->port ],
 		'a tablespace at a place that is no path');
 	$server->stop;
