@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick bench-scale quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean check-attacks
+.PHONY: bench bench-quick bench-scale quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean check-attacks check-model check-cassert memcheck miri check-server
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -32,6 +32,9 @@ check-stock: ## the same on Debian's own server, by the SQL procedures: PG=15
 check-unit: ## the tests that need no server
 	@tools/check.sh unit
 
+check-model: ## models of what the server's processes share, in every order
+	@tools/check-model.sh
+
 check-regress: ## the SQL tests
 	@tools/check.sh regress
 
@@ -41,10 +44,25 @@ check-tap: ## the TAP tests, or some: TESTS='tests/t/001*.pl'
 check-peer: ## PostgreSQL's own tests of pg_basebackup and its peers, with our client in pg_basebackup's place
 	@tools/check.sh peer
 
+SUITES ?=
+check-server: ## PostgreSQL's own tests of the server, unpatched and patched with the library; an hour: SUITES='regress recovery'
+	@SUITES='$(SUITES)' tools/check.sh server
+
 ROUNDS ?= 20
 SEED ?=
 check-incremental: ## chains of increments of a busy cluster, at random: ROUNDS=20 SEED=number
 	@ROUNDS='$(ROUNDS)' SEED='$(SEED)' TESTS=tests/t/072_incremental_rounds.pl tools/check.sh tap
+
+CENTRAL = $(patsubst %,tests/t/%*.pl,002 003 004 005 013 016 017 035 040_lease 041_lease_end 050 070)
+check-cassert: ## the tests of the commands on a server with assertions, or TESTS='...'; DISCARD_CACHES=1 without its caches
+	@PPB_SERVER=debug TESTS='$(or $(TESTS),$(CENTRAL))' tools/check.sh tap
+
+memcheck: ## backups by each way under valgrind: by commands on 18, by the SQL procedures on Debian's own 15
+	@PPB_SERVER=debug PG=18 tools/check.sh memcheck
+	@PPB_STOCK=1 PG=15 tools/check.sh memcheck
+
+miri: ## the unit tests of protocol and pages under Miri, of a nightly compiler
+	@tools/miri.sh
 
 MINUTES ?= 10
 soak: ## backups with faults at random, each copy started: MINUTES=10 SEED=number FAULT=pattern, PPB_STOCK=1 PG=15 too

@@ -30,4 +30,10 @@ if [ -n "${PPB_STOCK:-}" ]; then
 fi
 
 tap_environment tap
+if [ -n "${DISCARD_CACHES:-}" ]; then
+	# What the server has looked up is looked up again each time: what holds on to it fails. A server without
+	# assertions does not know the setting.
+	export TEMP_CONFIG=$SCRATCH/postgresql.conf PG_TEST_TIMEOUT_DEFAULT=1800
+	echo 'debug_discard_caches = 1' >"$TEMP_CONFIG"
+fi
 run_tap tap "$RUN_ROOT" "${tests[@]}"

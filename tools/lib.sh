@@ -8,8 +8,16 @@ PG=${PG:-18}
 BUILD=$ROOT/build
 # The server that is built for, and tested: a directory that can be copied anywhere as a whole, and
 # in it the one that has bin and lib. That of the patched server; with PPB_STOCK, of Debian's own
-# (tools/stock.sh).
-TREE=$BUILD/pg$PG
+# (tools/stock.sh). PPB_SERVER is another build of the same source (tools/server.sh): debug, with assertions and
+# what valgrind is told of memory; unpatched, to compare with.
+case ${PPB_SERVER:-} in
+'' | debug | unpatched) ;;
+*)
+	printf 'error: PPB_SERVER=%s: there are debug and unpatched\n' "$PPB_SERVER" >&2
+	exit 1
+	;;
+esac
+TREE=$BUILD/pg$PG${PPB_SERVER:+-$PPB_SERVER}
 INSTALL=$TREE
 if [ -n "${PPB_STOCK:-}" ]; then
 	TREE=$BUILD/stock$PG

@@ -8,13 +8,19 @@
 #   FILE | HOW MANY of that name | NAME | WHY
 #
 # Exactly these may fail. One that fails as it should counts as passed, one that passes as failed.
+#
+# PPB_RESULTS is a file that is written, to compare one run with another:
+#
+#   FILE PASSED FAILED SKIPPED      a line for each file; skipped tests, or 1 if it is the whole file, are not
+#                                   among those that passed
+#   FILE not ok NAME                a line for each test that failed
 use strict;
 use warnings;
 use TAP::Harness;
 
 my ($jobs, $counts_file, @tests) = @ARGV;
 my %expected = read_differences($ENV{PPB_DIFFERENCES});
-my %found;
+my (%found, %skipped);
 my $harness = TAP::Harness->new(
 	{
 		jobs => $jobs,
@@ -30,6 +36,7 @@ $harness->callback(
 		$parser->callback(
 			test => sub {
 				my ($test) = @_;
+				$skipped{$file}++ if $test->has_skip;
 				return if $test->is_ok;
 				my $name = $test->description;
 				$name =~ s/^- //;
@@ -37,6 +44,8 @@ $harness->callback(
 			});
 	});
 my $result = $harness->runtests(@tests);
+
+write_results($ENV{PPB_RESULTS}) if defined $ENV{PPB_RESULTS};
 
 # A file that died, or ran another number of tests than it planned, has failed at least once,
 # even if every test that it did report was fine.
@@ -71,6 +80,24 @@ open(my $counts, '>', $counts_file) or die "could not write $counts_file: $!";
 print $counts "$passed $failed\n";
 close($counts) or die "could not write $counts_file: $!";
 exit($failed ? 1 : 0);
+
+sub write_results
+{
+	my ($path) = @_;
+	open(my $out, '>', $path) or die "could not write $path: $!";
+	for my $file ($result->descriptions)
+	{
+		my ($parser) = $result->parsers($file);
+		my $skipped = $skipped{$file} // 0;
+		my ($passed, $failed) = (scalar $parser->passed, scalar $parser->failed);
+		if ($parser->skip_all) { $skipped = 1; }
+		else { $passed -= $skipped; }
+		$failed++ if !$failed && $parser->has_problems;
+		print $out "$file $passed $failed $skipped\n";
+		print $out "$file not ok $_\n" for sort keys %{ $found{$file} // {} };
+	}
+	close($out) or die "could not write $path: $!";
+}
 
 sub read_differences
 {

@@ -13,9 +13,9 @@ use_target_dir() {
 	local rust cache
 	rust=$(rustc -vV | sha256sum | cut -c 1-8)
 	cache=$(cache_dir)
-	# Debian's header files have a directory of their own: pgrx's bindings, and all that is built
-	# upon them, would be compiled anew at each turn from those of the patched server and back.
-	export CARGO_TARGET_DIR=$cache/target-$rust${PPB_STOCK:+-stock}
+	# Debian's header files have a directory of their own, and so have those of another build: pgrx's bindings, and
+	# all that is built upon them, would be compiled anew at each turn from those of the patched server and back.
+	export CARGO_TARGET_DIR=$cache/target-$rust${PPB_STOCK:+-stock}${PPB_SERVER:+-$PPB_SERVER}
 	mkdir -p "$CARGO_TARGET_DIR"
 	require_free "$CARGO_TARGET_DIR" 2500
 	lock "$CARGO_TARGET_DIR/.lock" 'cargo build'

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the patched PostgreSQL server and installs it as build/pg$PG. Finished builds are kept
-# in the cache by the hash of all that goes into them, and copied from there: an install can be
-# copied anywhere, because its programs find their files from where they are themselves.
+# Builds the patched PostgreSQL server and installs it as build/pg$PG, or as build/pg$PG-$PPB_SERVER one that is
+# built in another way. Finished builds are kept in the cache by the hash of all that goes into them, and copied
+# from there: an install can be copied anywhere, because its programs find their files from where they are themselves.
 #
-# build/pg$PG/stock-include holds the server headers of the same release without the patch, for
+# stock-include in it holds the server headers of the same release without the patch, for
 # the test that an extension built for a stock server loads in the patched one.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -15,6 +15,9 @@ configure_options=(
 	--prefix="$prefix" --disable-rpath --enable-tap-tests
 	--with-lz4 --with-zstd --with-ssl=openssl
 )
+case ${PPB_SERVER:-} in
+debug) configure_options+=(--enable-cassert --enable-debug CFLAGS=-Og CPPFLAGS=-DUSE_VALGRIND) ;;
+esac
 
 build() {
 	local work=$1 tarball=$2 tree patch jobs
@@ -42,6 +45,7 @@ build() {
 
 shopt -s nullglob
 patches=("$ROOT/patches/$PG"/*.patch)
+if [ "${PPB_SERVER:-}" = unpatched ]; then patches=(); fi
 
 # `step` cannot run a function with `set -e` in force, so the script calls itself.
 if [ "${1:-}" = --build ]; then
@@ -52,12 +56,14 @@ fi
 tarball=$("$TOOLS/source.sh")
 key=$({
 	sha256sum <"$tarball"
-	cat "${patches[@]}" "$0" </dev/null
+	cat "${patches[@]}" </dev/null
+	echo "$prefix" "${configure_options[@]}"
+	declare -f build
 } | sha256sum | cut -c 1-16)
 if [ "$(cat "$INSTALL/.built-from" 2>/dev/null)" = "$key" ]; then exit 0; fi
 
 cache=$(cache_dir)/server
-entry=$cache/pg$PG-$key
+entry=$cache/pg$PG${PPB_SERVER:+-$PPB_SERVER}-$key
 mkdir -p "$cache" "$BUILD"
 lock "$cache/.lock" 'build of the server'
 if [ ! -d "$entry" ]; then
@@ -76,9 +82,10 @@ if [ ! -d "$entry" ]; then
 	mv "$work/dest$prefix" "$entry"
 	rm -rf "$work"
 fi
-say "Installing the server in build/pg$PG"
-rm -rf "$INSTALL" "$BUILD/.pg$PG.new"
-cp -a --reflink=auto "$entry" "$BUILD/.pg$PG.new"
-echo "$entry" >"$BUILD/.pg$PG.new/.cache-entry"
-echo "$key" >"$BUILD/.pg$PG.new/.built-from"
-mv "$BUILD/.pg$PG.new" "$INSTALL"
+say "Installing the server in ${INSTALL#"$ROOT"/}"
+new=$BUILD/.${INSTALL##*/}.new
+rm -rf "$INSTALL" "$new"
+cp -a --reflink=auto "$entry" "$new"
+echo "$entry" >"$new/.cache-entry"
+echo "$key" >"$new/.built-from"
+mv "$new" "$INSTALL"

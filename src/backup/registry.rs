@@ -4,8 +4,6 @@
 //! [`change`], and looked at under it. Counters are atomics beside it: only a backup's coordinator and
 //! transfers touch them, and while there is one of these its place is no other backup's.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-
 use protocol::{BackupId, Lsn};
 
 use crate::backup::lease::{End, Lease, Process, Terms};
@@ -13,6 +11,7 @@ pub use crate::backup::table::{Backup, Facts, Member, State};
 use crate::backup::table::{Table, Transfer};
 use crate::error::{Error, Result};
 use crate::pg::latch::Waker;
+use crate::pg::shmem::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use crate::pg::shmem::{Array, Locked};
 use crate::pg::{backend, exit, interrupt, role, server};
 use crate::shared_struct;

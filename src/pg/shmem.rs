@@ -2,9 +2,17 @@
 
 use std::ffi::CStr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize};
 
 use pgrx::pg_sys;
+
+use self::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+
+/// What several processes may touch at once. `model/` compiles the users of it with others in their place, which try
+/// every order.
+pub mod atomic {
+    pub use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+}
 
 /// Types that all processes may share and that zeroed memory is a value of: atomics, and what
 /// is made of them by [`shared_struct`](crate::shared_struct).

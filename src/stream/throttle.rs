@@ -1,7 +1,8 @@
 //! One rate for all connections of a backup.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+
+use crate::pg::shmem::atomic::{AtomicI64, Ordering};
 
 /// How often a second a connection should get a turn, as in basebackup_throttle.c.
 const FREQUENCY: u64 = 8;
