@@ -76,7 +76,7 @@ check-attacks: ## the tests of attacks, longer: CYCLES=10000 backups that are ab
 		TESTS='tests/t/100*.pl tests/t/101*.pl tests/t/102*.pl' tools/check.sh tap
 
 check-deb: ## as root: install the packages, back up a server, remove them again
-	@tools/deb.sh "$(PG_CONFIG)"
+	@PPB_CHECK=1 tools/deb.sh "$(PG_CONFIG)"
 	@tests/deb.sh
 
 bench: ## pg_parallel_basebackup against pg_basebackup, cp and pgBackRest, on 5 GB of data

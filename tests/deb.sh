@@ -24,6 +24,7 @@ main() {
 	export PPB_USER=postgres
 	say "Packages on the stock server of PostgreSQL $PG"
 
+	policy
 	install_packages
 	make_scratch
 	make_cluster
@@ -100,6 +101,12 @@ preconditions() {
 		fi
 	done
 	if [ -e "$LIBRARY" ]; then die "$LIBRARY is there already" 'it is of no package of ours: remove it first'; fi
+}
+
+# What Debian asks of packages. These are not uploaded to it, so that no bug there can be closed by them.
+policy() {
+	check 'lintian finds no errors, and nothing to warn of' lintian --allow-root --fail-on error,warning \
+		--suppress-tags initial-upload-closes-no-bugs "$BUILD/deb/${SERVER}"_*.deb "$BUILD/deb/${CLIENT}"_*.deb
 }
 
 # If the server comes with them, its installation would make and start a cluster "main".

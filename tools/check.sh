@@ -2,12 +2,16 @@
 # Runs every test suite, the quick ones first, and adds up what passed and failed. A suite that
 # fails does not keep the others from running. The last line is the total.
 #
-#   check.sh               unit regress tap; with PPB_STOCK, on Debian's own server
+#   check.sh               unit model regress tap; with PPB_STOCK, on Debian's own server, without the models,
+#                          which have no server
 #   check.sh SUITE...      those alone
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-if [ $# -eq 0 ]; then set -- unit regress tap; fi
+if [ $# -eq 0 ]; then
+	set -- unit model regress tap
+	if [ -n "${PPB_STOCK:-}" ]; then set -- unit regress tap; fi
+fi
 # What only tests need is looked for as well.
 PPB_CHECK=1 "$TOOLS/build.sh"
 

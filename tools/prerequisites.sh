@@ -104,6 +104,9 @@ needs_deb() {
 	if [ -z "${PPB_PG_CONFIG:-}" ]; then
 		echo "postgresql-server-dev-$PG|the header files of PostgreSQL $PG|test -x /usr/lib/postgresql/$PG/bin/pg_config"
 	fi
+	if [ -n "${PPB_CHECK:-}" ]; then
+		echo 'lintian|lintian|has_program lintian'
+	fi
 }
 
 table=needs
