@@ -23,8 +23,9 @@ reports=$SCRATCH/log/valgrind
 run_job "$TOOLS/as-user.sh" mkdir "$reports"
 
 # A copy of the server in which these programs are started by valgrind. pg_ctl finds a server beside itself.
-copy=$SCRATCH/server${RUN_INSTALL#"${TREE}"}
-cp -a --reflink=auto "$(dirname "$RUN_INSTALL${TREE#"$INSTALL"}")/$(basename "$TREE")" "$SCRATCH/server"
+within=${INSTALL#"$TREE"}
+copy=$SCRATCH/server$within
+cp -a --reflink=auto "${RUN_INSTALL%"$within"}" "$SCRATCH/server"
 under_valgrind() {
 	local program=$1
 	shift
