@@ -58,8 +58,8 @@ check-cassert: ## the tests of the commands on a server with assertions, or TEST
 	@PPB_SERVER=debug TESTS='$(or $(TESTS),$(CENTRAL))' tools/check.sh tap
 
 memcheck: ## backups by each way under valgrind: by commands on 18, by the SQL procedures on Debian's own 15
-	@PPB_SERVER=debug PG=18 tools/check.sh memcheck
-	@PPB_STOCK=1 PG=15 tools/check.sh memcheck
+	@PPB_VALGRIND=1 PPB_SERVER=debug PG=18 tools/check.sh memcheck
+	@PPB_VALGRIND=1 PPB_STOCK=1 PG=15 tools/check.sh memcheck
 
 miri: ## the unit tests of protocol and pages under Miri, of a nightly compiler
 	@tools/miri.sh

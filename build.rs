@@ -16,6 +16,9 @@ fn main() {
     // call none of it, link without a server.
     shim.file("src/pg/shim.c").std("gnu11").flag("-ffunction-sections").flag("-fdata-sections");
     shim.flag("-isystem").flag(headers).define("_GNU_SOURCE", None);
+    if std::env::var_os("CARGO_FEATURE_VALGRIND").is_some() {
+        shim.define("PPB_VALGRIND", None);
+    }
     // C takes a pointer to another type, or an integer, with a warning.
     for mistake in ["int-conversion", "incompatible-pointer-types", "implicit-function-declaration"] {
         shim.flag(format!("-Werror={mistake}"));

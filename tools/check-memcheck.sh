@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Backups by each way under valgrind's memcheck, the server's processes and the client alike: tests/memcheck/*.pl, or the TAP
-# files that TESTS names. PPB_SERVER=debug has a server that tells valgrind of each allocation in its contexts; with
+# files that TESTS names. The extension is built with its feature valgrind (PPB_VALGRIND=1). PPB_SERVER=debug has a server that tells valgrind of each allocation in its contexts; with
 # PPB_STOCK it is Debian's own, of which valgrind knows malloc alone. What is PostgreSQL's own habit its
 # source has a list of (src/tools/valgrind.supp), and what is other libraries' tests/memcheck/suppressions.
 set -euo pipefail
@@ -9,6 +9,7 @@ set -euo pipefail
 . "$TOOLS/tap.sh"
 
 say 'Backups under valgrind'
+if [ -z "${PPB_VALGRIND:-}" ]; then die 'this is for PPB_VALGRIND=1'; fi
 if [ "${PPB_SERVER:-}" != debug ] && [ -z "${PPB_STOCK:-}" ]; then die 'this is for PPB_SERVER=debug, or PPB_STOCK=1'; fi
 cd "$ROOT"
 # shellcheck disable=SC2206 # a list of patterns

@@ -77,7 +77,7 @@ needs() {
 		echo "postgresql-$PG|Debian's PostgreSQL $PG|test -x /usr/lib/postgresql/$PG/bin/postgres"
 		echo "postgresql-server-dev-$PG|its header files|test -f /usr/include/postgresql/$PG/server/postgres.h"
 	fi
-	if [ "${PPB_SERVER:-}" = debug ]; then
+	if [ "${PPB_SERVER:-}" = debug ] || [ -n "${PPB_VALGRIND:-}" ]; then
 		echo 'valgrind|valgrind, with its header files|has_program valgrind && has_header valgrind/memcheck.h'
 		echo "libc6-dbg|the C library's symbols, which valgrind asks for|compgen -G '/usr/lib/debug/.build-id/*' >/dev/null"
 	fi

@@ -1,7 +1,7 @@
 # How cargo is called here. Sourced after lib.sh.
 # shellcheck shell=bash disable=SC2034
 
-features=(--locked --no-default-features --features "pg$PG")
+features=(--locked --no-default-features --features "pg$PG${PPB_VALGRIND:+,valgrind}")
 # The same of the whole workspace: the client has no server, and is tested with all that it can.
 workspace_features=("${features[@]}" --features pg_parallel_backup_client/object-store)
 

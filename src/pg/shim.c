@@ -274,3 +274,14 @@ ppb_advance_slot(XLogRecPtr position)
 	SpinLockRelease(&MyReplicationSlot->mutex);
 	ReplicationSlotsComputeRequiredLSN();
 }
+
+#ifdef PPB_VALGRIND
+#include <valgrind/memcheck.h>
+
+/* Other processes have written to this memory, of whose writing valgrind knows nothing here. */
+void
+ppb_is_defined(const void *memory, size_t length)
+{
+	(void) VALGRIND_MAKE_MEM_DEFINED(memory, length);
+}
+#endif

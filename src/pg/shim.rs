@@ -24,6 +24,8 @@ unsafe extern "C" {
     pub fn ppb_socket() -> c_int;
     pub fn ppb_is_send_pending() -> bool;
     pub fn ppb_take_signals();
+    #[cfg(feature = "valgrind")]
+    pub fn ppb_is_defined(memory: *const c_void, length: usize);
 }
 
 // Functions that may raise an error: to be called through a guard, one at a time.

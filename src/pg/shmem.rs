@@ -182,6 +182,11 @@ impl<A: Copy + Send, B: Copy + Send> Locked<A, B> {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let (first, second) =
                     (self.first.load(Ordering::Relaxed), self.second.load(Ordering::Relaxed));
+                #[cfg(feature = "valgrind")]
+                crate::pg::shim::ppb_is_defined(
+                    first.cast(),
+                    self.offset() + self.second_length.load(Ordering::Relaxed) * size_of::<B>(),
+                );
                 step(
                     std::slice::from_raw_parts_mut(first, self.first_length.load(Ordering::Relaxed)),
                     std::slice::from_raw_parts_mut(second, self.second_length.load(Ordering::Relaxed)),
