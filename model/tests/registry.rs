@@ -166,6 +166,24 @@ fn totals_of_a_stop_are_whole() {
     });
 }
 
+/// Who has left by the time that a backup is cancelled is not terminated.
+#[test]
+fn a_cancel_hits_nobody_who_has_left() {
+    model(None, || {
+        process::run(1, || {
+            start(A).expect("an empty server has a place");
+            registry::run(A, FACTS).expect("nobody has aborted it");
+            let worker = process(3, || send(A, 1));
+            let (_, members) = registry::members(A).expect("it is there");
+            assert!(registry::cancel(A, &members));
+            for (pid, at) in backend::signalled() {
+                assert_eq!(at, Some(A), "{pid} was at work for something else");
+            }
+            worker.join().unwrap();
+        });
+    });
+}
+
 /// Who is terminated by the cancelling of a backup is at work for that one.
 #[test]
 fn a_cancel_hits_nobody_else() {

@@ -294,11 +294,12 @@ fn release_owner(owner: pg_sys::ResourceOwner) {
     if owner.is_null() {
         return;
     }
-    // SAFETY: our own owner, not the current one, in the order that is asked for. It is no transaction's, so that
-    // nothing else is released; not to commit spares warnings of what is still there.
+    // SAFETY: our own owner, not the current one, in the order that is asked for. One without a parent is at the top
+    // level (as ReleaseAuxProcessResources has it, resowner.c); it is no transaction's, so that nothing else is
+    // released; not to commit spares warnings of what is still there.
     unsafe {
         for phase in [RESOURCE_RELEASE_BEFORE_LOCKS, RESOURCE_RELEASE_LOCKS, RESOURCE_RELEASE_AFTER_LOCKS] {
-            pg_sys::ResourceOwnerRelease(owner, phase, false, false);
+            pg_sys::ResourceOwnerRelease(owner, phase, false, true);
         }
         pg_sys::ResourceOwnerDelete(owner);
     }
