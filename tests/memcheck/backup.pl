@@ -32,7 +32,7 @@ sub backup
 	$node->command_ok(
 		[
 			'pg_parallel_basebackup', '--no-sync', '--checkpoint' => 'fast', '-j' => 2, '-D' => $target,
-			'-T' => "$tempdir/ts=$target.ts", @$options
+			($params{archive} ? () : ('-T' => "$tempdir/ts=$target.ts")), @$options
 		],
 		$name);
 	return $target if $params{archive};
@@ -48,7 +48,7 @@ backup('server-lz4, at a rate', [ '-Z', 'server-lz4', '--max-rate=64M' ]);
 backup('WAL by files', [ '-X', 'fetch', '--lease=0' ]);
 backup('with a lease', ['--lease=60']);
 my $tar = backup('archives of the server\'s streams', [ '-F', 't', '-Z', 'server-zstd' ], archive => 1);
-my $volumes = backup('volumes', [ '--volumes=32MB', '-Z', 'client-lz4' ], archive => 1);
+my $volumes = backup('volumes', [ '-F', 't', '--volumes=32MB', '-Z', 'client-lz4' ], archive => 1);
 
 for my $from ([ archives => $tar ], [ volumes => $volumes ])
 {
