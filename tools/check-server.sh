@@ -117,7 +117,7 @@ if [ -n "${PPB_STOCK:-}${PPB_SERVER:-}" ]; then die 'these tests build both of t
 for suite in $suites; do directory "$suite" >/dev/null; done
 PPB_SERVER=unpatched "$TOOLS/server.sh"
 
-out=$LOGS/server
+out=$LOGS/server-results
 rm -rf "$out"
 mkdir -p "$out"
 PPB_SERVER=unpatched run_job "$BASH" "$0" --side "$out/unpatched"
