@@ -286,6 +286,8 @@ fn one_session_is_attached() {
             let kept: Vec<bool> = heirs.into_iter().map(|heir| heir.join().unwrap()).collect();
             assert!(kept.contains(&true), "nobody has it");
             assert!(matches!(registry::kept(A), Err(Error::TakenOver(A))));
+            // As it does when it hears of that.
+            registry::release(A);
         });
         // The first has ended; whoever attached last has not.
         let backup = registry::find(A).expect("its keeper holds it");
