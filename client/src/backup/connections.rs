@@ -1,6 +1,8 @@
 //! All connections of a backup, made before it starts.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use protocol::compression::WireCompression;
 use protocol::features::Feature;
@@ -19,6 +21,9 @@ use crate::wal::SegmentSize;
 /// First server version whose standbys synchronize slots, for which primary_conninfo names a
 /// database.
 const SLOT_SYNC_SINCE: i32 = 170_000;
+
+/// How many connections are made at once: each takes some round trips, and a process of the server's.
+const AT_ONCE: usize = 16;
 
 /// All connections of a backup, made before it starts: a checkpoint is not paid for in vain.
 pub(super) struct Connections {
@@ -75,18 +80,25 @@ impl Connections {
                 connector.user_database().filter(|_| coordinator.server_version() >= SLOT_SYNC_SINCE);
             recovery::settings(&connector.user_options(), database.as_ref().map(|name| name.as_bytes()), slot)
         });
-        let mut another = |system: &System, way: Route| -> Result<Session> {
-            let explain = |error: Error| {
-                // A WAL stream needs what the other connections could do without.
-                let error = if way == route { error } else { route::explain_refusal(error) };
-                if error.hint().is_some() { error } else { explain_limits(error, options.jobs, streaming) }
-            };
-            let mut session = route::connect(&mut connector, way).map_err(explain)?;
-            check_same(&mut session, system)?;
-            Ok(session)
+        let explain = |error: Error| {
+            if error.hint().is_some() { error } else { explain_limits(error, options.jobs, streaming) }
         };
-        let wal = if streaming { Some(another(&system, Route::Replication)?) } else { None };
-        let workers = (1..options.jobs).map(|_| another(&system, route)).collect::<Result<Vec<_>>>()?;
+        let wal = if streaming {
+            let way = Route::Replication;
+            // It needs what the other connections could do without.
+            let refused = |error| if way == route { error } else { route::explain_refusal(error) };
+            let connected = route::connect(&mut connector, way);
+            let mut session = connected.map_err(|error| explain(refused(error)))?;
+            check_same(&mut session, &system)?;
+            Some(session)
+        } else {
+            None
+        };
+        let workers = several(options.jobs - 1, || {
+            let mut session = route::another(&connector, route).map_err(explain)?;
+            check_same(&mut session, &system)?;
+            Ok(session)
+        })?;
         let segment_size = parse_size(&coordinator.show("wal_segment_size")?)?;
         let reconnect = Reconnect {
             connector,
@@ -108,6 +120,31 @@ impl Connections {
             lease,
         })
     }
+}
+
+/// So many of what takes some round trips to make, some of them at once; one error, if there is any.
+fn several<T: Send>(count: usize, make: impl Fn() -> Result<T> + Sync) -> Result<Vec<T>> {
+    let begun = AtomicUsize::new(0);
+    let make_some = || {
+        let mut made = Vec::new();
+        while begun.fetch_add(1, Ordering::Relaxed) < count {
+            // After an error nobody begins another.
+            made.push(make().inspect_err(|_| begun.store(count, Ordering::Relaxed))?);
+        }
+        Ok(made)
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count.min(AT_ONCE)).map(|_| scope.spawn(make_some)).collect();
+        let mut made = Vec::with_capacity(count);
+        let mut outcome = Ok(());
+        for thread in threads {
+            match thread.join().unwrap_or_else(|panic| resume_unwind(panic)) {
+                Ok(some) => made.extend(some),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome.map(|()| made)
+    })
 }
 
 /// `SHOW wal_segment_size`: a number and its unit.
@@ -156,6 +193,24 @@ mod tests {
         for setting in ["", "16", "16kB", "3MB", "2GB", "MB"] {
             assert!(parse_size(setting).is_err(), "{setting}");
         }
+    }
+
+    #[test]
+    fn several_at_once() {
+        assert_eq!(several(0, || Ok(())).unwrap(), []);
+        for count in [1, AT_ONCE, 3 * AT_ONCE + 1] {
+            assert_eq!(several(count, || Ok(())).unwrap().len(), count);
+        }
+        // All of them are under way before the first is there.
+        let barrier = std::sync::Barrier::new(AT_ONCE);
+        several(AT_ONCE, || Ok(barrier.wait())).unwrap();
+        let tries = AtomicUsize::new(0);
+        let error = several(1000, || {
+            let number = tries.fetch_add(1, Ordering::Relaxed);
+            if number < 2 * AT_ONCE { Ok(number) } else { Err(Error::connection("one too many")) }
+        });
+        assert_eq!(error.unwrap_err().message(), "one too many");
+        assert!(tries.into_inner() <= 3 * AT_ONCE);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The files that are still to be fetched, shared by all connections.
 //!
 //! Largest first, so that no connection is left alone with a big one at the end; small ones in
-//! batches, so that a database of a million of them is not a million round trips; a file that is
+//! batches, directory by directory, so that a database of a million of them is not a million round trips; a file that is
 //! more than a connection's share of what is left, in parts. Who began a file goes on with its parts;
 //! others join in only when nothing else is left, since file systems let one process at a time write
 //! to a file. Connections are spread over the tablespaces, since these are often disks of their own.
@@ -36,6 +36,9 @@ const MIN_BATCH: u64 = 1 << 20;
 
 /// Files from here on wait until the list is complete.
 const EARLY_LIMIT: u64 = 1 << 20;
+
+/// Files below that are fetched in the order in which they are listed.
+const SMALL: u64 = 64 << 10;
 
 /// What a file costs beside its bytes: opening, a frame or two, an fsync.
 const FILE_COST: u64 = 16 << 10;
@@ -334,7 +337,7 @@ impl Queue {
         Ok(())
     }
 
-    /// The list is complete. Files of one size stay in the order they came in.
+    /// The list is complete. Files of one size, and small ones, stay in the order they came in.
     pub fn complete(&self) {
         let mut state = self.lock();
         let Some(Listing { early, later, .. }) = state.listing.take() else { return };
@@ -344,7 +347,9 @@ impl Queue {
         order.extend(early);
         order.sort_unstable_by_key(|number| {
             let file = &list.files[*number];
-            (file.tablespace, Reverse(file.size), *number)
+            // Small ones as they were listed, a directory's together: to open those again and again is what they cost.
+            let size = if file.size < SMALL { 0 } else { file.size };
+            (file.tablespace, Reverse(size), *number)
         });
         let mut last = None;
         for (place, number) in order.iter().enumerate() {
@@ -523,12 +528,7 @@ impl Queue {
             }
             return state.part(place, turn, VecDeque::pop_front);
         }
-        // Where the fewest connections are, and of those where most is left.
-        let candidates =
-            state.tablespaces.iter().enumerate().filter(|(_, tablespace)| !tablespace.left.is_empty());
-        let Some((number, _)) =
-            candidates.min_by_key(|(_, tablespace)| (tablespace.busy, Reverse(tablespace.cost_left)))
-        else {
+        let Some(number) = state.next_tablespace() else {
             // With the fewest others; from the end, so that who began it reads on in one go.
             let fewest = (0..state.splits.len()).min_by_key(|place| state.splits[*place].busy);
             return match fewest {
@@ -540,31 +540,38 @@ impl Queue {
         let share = state.cost_left / (self.jobs * SHARES);
         let mut load = Load::of(share);
         let mut batch = Vec::new();
-        while let Some(place) = state.tablespaces[number].left.clone().next() {
-            let file = state.order[place];
-            let cost = list.files[file].cost();
-            let parts = self.parts(&list, file, share);
-            // One that comes in parts is begun by itself.
-            if !parts.is_empty() && !batch.is_empty() {
-                break;
+        let mut current = Some(number);
+        'full: while let Some(tablespace) = current {
+            while let Some(place) = state.tablespaces[tablespace].left.clone().next() {
+                let file = state.order[place];
+                let cost = list.files[file].cost();
+                let parts = self.parts(&list, file, share);
+                // One that comes in parts is begun by itself.
+                if !parts.is_empty() && !batch.is_empty() {
+                    break 'full;
+                }
+                let size = parts
+                    .first()
+                    .and_then(|first| first.part)
+                    .map_or(list.files[file].size, |part| part.length);
+                if !self.has_room(state, size) || !load.takes(cost) {
+                    break 'full;
+                }
+                state.unwritten += self.weight(size);
+                let left = &mut state.tablespaces[tablespace];
+                left.left.start += 1;
+                left.cost_left = left.cost_left.saturating_sub(cost);
+                state.cost_left = state.cost_left.saturating_sub(cost);
+                if !parts.is_empty() {
+                    let left =
+                        parts.into_iter().map(|item| Item { ticket: self.ticket(state), ..item }).collect();
+                    state.splits.push(Split { file, left, tablespace, busy: 0 });
+                    return state.part(state.splits.len() - 1, turn, VecDeque::pop_front);
+                }
+                batch.push(self.whole(&list, state, file));
             }
-            let size =
-                parts.first().and_then(|first| first.part).map_or(list.files[file].size, |part| part.length);
-            if !self.has_room(state, size) || !load.takes(cost) {
-                break;
-            }
-            state.unwritten += self.weight(size);
-            let tablespace = &mut state.tablespaces[number];
-            tablespace.left.start += 1;
-            tablespace.cost_left = tablespace.cost_left.saturating_sub(cost);
-            state.cost_left = state.cost_left.saturating_sub(cost);
-            if !parts.is_empty() {
-                let left =
-                    parts.into_iter().map(|item| Item { ticket: self.ticket(state), ..item }).collect();
-                state.splits.push(Split { file, left, tablespace: number, busy: 0 });
-                return state.part(state.splits.len() - 1, turn, VecDeque::pop_front);
-            }
-            batch.push(self.whole(&list, state, file));
+            // There may be thousands of tablespaces with a file or two each.
+            current = if load.cost < MIN_BATCH { state.next_tablespace() } else { None };
         }
         if batch.is_empty() {
             return batch;
@@ -694,6 +701,14 @@ impl Load {
 }
 
 impl State {
+    /// The tablespace to take files from: where the fewest connections are, and of those where most is left.
+    fn next_tablespace(&self) -> Option<usize> {
+        let all = self.tablespaces.iter().enumerate();
+        let left = all.filter(|(_, tablespace)| !tablespace.left.is_empty());
+        left.min_by_key(|(_, tablespace)| (tablespace.busy, Reverse(tablespace.cost_left)))
+            .map(|(number, _)| number)
+    }
+
     /// A part of a file that was begun.
     fn part(
         &mut self,
@@ -755,7 +770,8 @@ mod tests {
         };
         assert_eq!(paths(take(&queue)), ["base/3"]);
         assert_eq!(paths(take(&queue)), ["base/1"]);
-        assert_eq!(paths(take(&queue)), ["base/2", "base/0", "base/4"]);
+        // As they were listed.
+        assert_eq!(paths(take(&queue)), ["base/0", "base/2", "base/4"]);
         assert_eq!(queue.claim(&mut Turn::default(), Duration::ZERO), Claimed::Wait);
         (0..5).for_each(|_| queue.finish(true));
         assert_eq!(queue.claim(&mut Turn::default(), Duration::ZERO), Claimed::Done);
@@ -882,6 +898,24 @@ mod tests {
             assert_eq!(other.join().unwrap(), Claimed::Done);
         });
         assert!(!queue.is_complete());
+    }
+
+    #[test]
+    fn little_of_many_tablespaces_is_one_batch() {
+        let names: Vec<_> = (0..500).map(|oid| format!("pg_tblspc/{oid}/PG_18/5/1")).collect();
+        let small: Vec<_> = names.iter().map(|name| (name.as_str(), 8192)).collect();
+        let queue = named(&small, 2, true);
+        let mut batches = Vec::new();
+        while let Claimed::Batch(batch) = queue.claim(&mut Turn::default(), Duration::ZERO) {
+            batches.push(batch.len());
+            batch.iter().for_each(|_| queue.finish(true));
+        }
+        assert_eq!(batches.iter().sum::<usize>(), 500);
+        assert!(batches.len() <= 20, "{batches:?}");
+        // Not where there is enough in one.
+        let large: Vec<_> = names.iter().take(3).map(|name| (name.as_str(), 2 * MB)).collect();
+        let queue = named(&large, 2, true);
+        assert_eq!([take(&queue), take(&queue), take(&queue)], [[0], [1], [2]]);
     }
 
     #[test]

@@ -62,17 +62,21 @@ pub fn find(connector: &mut Connector, streaming: bool) -> Result<Session> {
 
 /// One more connection. What an ordinary one has come to is looked at anew: databases can be renamed.
 pub fn connect(connector: &mut Connector, route: Route) -> Result<Session> {
-    let mut session = connector.connect(route)?;
-    if route == Route::Procedures {
-        check_procedures(&mut session)?;
-    }
-    Ok(session)
+    looked_at(connector.connect(route)?)
+}
+
+/// The same by a route that there is a connection of: whatever had to be asked for was asked for then.
+pub fn another(connector: &Connector, route: Route) -> Result<Session> {
+    looked_at(connector.another(route)?)
 }
 
 /// The same in the middle of a backup, within a time.
 pub fn reconnect(connector: &Connector, route: Route, deadline: Instant) -> Result<Session> {
-    let mut session = connector.reconnect(route, deadline)?;
-    if route == Route::Procedures {
+    looked_at(connector.reconnect(route, deadline)?)
+}
+
+fn looked_at(mut session: Session) -> Result<Session> {
+    if session.route() == Route::Procedures {
         check_procedures(&mut session)?;
     }
     Ok(session)

@@ -120,6 +120,19 @@ impl Connector {
         Ok(self.session(pg, route, None))
     }
 
+    /// Makes one more connection as the first was made, with no prompt.
+    pub fn another(&self, route: Route) -> Result<Session> {
+        let pg =
+            Pg::connect(&self.keywords(route)?).ok_or_else(|| Error::local("could not connect to server"))?;
+        if !pg.is_ok() {
+            // A signal has priority over what it made of the connection attempt.
+            self.abort.check()?;
+            return Err(Error::connection(pg.error_message()));
+        }
+        check_server(&pg)?;
+        Ok(self.session(pg, route, None))
+    }
+
     /// Makes one more connection, with no prompt, and gives it up at that moment. The deadline holds until
     /// it is lifted.
     pub fn reconnect(&self, route: Route, deadline: Instant) -> Result<Session> {
