@@ -71,6 +71,17 @@ min_wal_size = 80MB
 """
 
 
+def environment(install, scratch):
+    """What every program that is measured is run with."""
+    return {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": scratch,
+        "LC_ALL": "C",
+        "LD_LIBRARY_PATH": os.path.join(install, "lib"),
+        "TMPDIR": scratch,
+    }
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -108,6 +108,11 @@ def finish(results):
     results["checks"] = checks(results)
 
 
+def has_bytes(row):
+    """Files of nothing have no CPU time a GB."""
+    return row["data"] != "empty"
+
+
 def against(row, other, value):
     """Round by round, because what drifts on the machine falls on both."""
     pairs = [(value(mine), value(its)) for mine, its in zip(row["runs"], other["runs"])]
@@ -202,12 +207,13 @@ def table(results):
             wall, ratio = row["wall"], row.get("ratio")
             its = f"{ratio['median']:.2f} [{ratio['min']:.2f}-{ratio['max']:.2f}]" if ratio else "-"
             copied = row["who"] == "cp"
-            server = "-" if copied else f"{row['server_cpu_per_gb']['median']:.2f}"
+            server = "-" if copied or not has_bytes(row) else f"{row['server_cpu_per_gb']['median']:.2f}"
+            client = f"{row['client_cpu_per_gb']['median']:.2f}" if has_bytes(row) else "-"
             memory = ("-", "-") if copied else (f"{row['client_mb']:.1f}", f"{row['backend_mb']:.1f}")
             spread_of = f"{wall['median']:.2f} [{wall['min']:.2f}-{wall['max']:.2f}]"
             lines.append(
                 f"  {row['title']:36}{spread_of:>22}{row['mb_per_second']['median']:>8.0f}{its:>20}{server:>8}"
-                f"{row['client_cpu_per_gb']['median']:>8.2f}{memory[0]:>8}{memory[1]:>9}  {row['limit']}"
+                f"{client:>8}{memory[0]:>8}{memory[1]:>9}  {row['limit']}"
             )
     for key, why in results["skipped"].items():
         lines.append(f"left out: {key}: {why}")
@@ -239,7 +245,7 @@ text{font:13px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;fill:
 .line{stroke:#f0f6fc}.grid{stroke:#3d444d}.one{stroke:#9198a1}}
 """
 
-WIDTH, LEFT, BARS, CPU_LEFT, CPU_BARS, STEP = 1000, 225, 330, 700, 220, 21
+WIDTH, LEFT, BARS, CPU_LEFT, CPU_BARS, STEP = 1000, 255, 300, 700, 220, 21
 
 
 def step_of(most):
@@ -251,7 +257,8 @@ def svg(results):
     shown = list(groups(results))
     rows = [row for _, rows in shown for row in rows]
     most = max((row["ratio"]["max"] for row in rows if row.get("ratio")), default=1) * 1.02
-    most_cpu = max(row["server_cpu_per_gb"]["median"] + row["client_cpu_per_gb"]["median"] for row in rows) * 1.02
+    cpu_of = [row["server_cpu_per_gb"]["median"] + row["client_cpu_per_gb"]["median"] for row in rows if has_bytes(row)]
+    most_cpu = max(cpu_of, default=1) * 1.02
     height = 118 + sum(34 + STEP * len(rows) for _, rows in shown) + 52
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
@@ -275,7 +282,7 @@ def svg(results):
     def cpu_scale(value):
         return CPU_LEFT + value / most_cpu * CPU_BARS
 
-    text(20, 32, "A base backup by pg_parallel_basebackup, pg_basebackup and cp", "title")
+    text(20, 32, "A base backup by pg_parallel_basebackup and by others", "title")
     data = sum(data["bytes"] for data in results["data"].values()) / 1e9
     machine = results["machine"]
     text(20, 53, f"{data:.1f} GB, from page cache unless it says otherwise, {machine['cores']} cores, medians of {results['rounds']} rounds; "
@@ -317,6 +324,9 @@ def svg(results):
                 # In a column of their own: beside the bars they would stand on the grid.
                 text(LEFT + BARS + 52, y + 11, f"{ratio['median']:.2f}×", "", "end")
             text(LEFT + BARS + 98, y + 11, f"{row['mb_per_second']['median'] / 1000:.2f}", "soft", "end")
+            if not has_bytes(row):
+                y += STEP
+                continue
             server, client = row["server_cpu_per_gb"]["median"], row["client_cpu_per_gb"]["median"]
             if row["who"] != "cp":
                 bar(CPU_LEFT, y, cpu_scale(server) - CPU_LEFT, "server")

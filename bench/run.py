@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from data import Cluster
+from data import Cluster, environment
 from measure import Runner
 from pgbackrest import PgBackRest
 from rows import rows
@@ -55,13 +55,7 @@ class Bench:
     def __init__(self, options):
         self.options = options
         self.bin = os.path.join(options.install, "bin")
-        self.env = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "HOME": options.scratch,
-            "LC_ALL": "C",
-            "LD_LIBRARY_PATH": os.path.join(options.install, "lib"),
-            "TMPDIR": options.scratch,
-        }
+        self.env = environment(options.install, options.scratch)
         self.user = options.user
         self.small = min(SMALL, options.size)
         self.clusters = {

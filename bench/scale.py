@@ -13,7 +13,7 @@ import subprocess
 import time
 from statistics import median
 
-from data import Cluster, FIRST_FILE, LOADING
+from data import FIRST_FILE, LOADING, Cluster, environment
 from measure import Runner
 
 SHAPES = {"files": 1_000_000, "tablespaces": 1_000, "databases": 10_000}
@@ -55,13 +55,7 @@ class Scale:
     def __init__(self, options):
         self.options = options
         self.bin = os.path.join(options.install, "bin")
-        self.env = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "HOME": options.scratch,
-            "LC_ALL": "C",
-            "LD_LIBRARY_PATH": os.path.join(options.install, "lib"),
-            "TMPDIR": options.scratch,
-        }
+        self.env = environment(options.install, options.scratch)
         self.runner = Runner(self.env)
         self.target = os.path.join(options.tmpfs, "target")
         self.cluster = None
