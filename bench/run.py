@@ -89,7 +89,7 @@ class Bench:
         if filesystem(self.options.data) == "tmpfs":
             raise RuntimeError(f"{self.options.data} is in memory: give a directory on a disk")
         to_make = sum(
-            what for name, what in (("pgbench", size), ("files", files))
+            what for name, what in (("pgbench", size), ("small", self.small), ("files", files))
             if not os.path.exists(os.path.join(self.clusters[name].home, "made.json"))
         )  # fmt: skip
         for directory, needed in ((self.options.data, to_make + size), (self.options.tmpfs, largest)):

@@ -39,6 +39,7 @@ const FRAMES: u64 = 100;
 
 /// What one connection has claimed.
 pub struct Hand {
+    /// Where it took its last batch from.
     pub turn: Turn,
     /// How commands reach the server.
     pub route: Route,
@@ -62,9 +63,11 @@ impl Hand {
 pub struct Batch {
     /// What is checked of all of it.
     pub checks: Checks,
+    /// Files, or parts of them, in the order in which they come.
     pub items: Vec<Item>,
     /// What each of them is made of, if it is of blocks.
     pub places: Vec<Option<Place>>,
+    /// What the server is asked for, for each of them.
     pub wanted: Vec<FileRequest>,
     /// SEND_FILES_CONTENT of it.
     pub text: Vec<u8>,
