@@ -1,7 +1,7 @@
 # Backups that are begun and abandoned, again and again, in every way in which a client can go away; and connections that send
 # garbage. Nothing of them is left, and the memory of the postmaster and of sessions that stay does not grow.
 #
-# CYCLES is how many backups are abandoned, 120 by default (`make check-abandoned` has 10,000).
+# CYCLES is how many backups are abandoned, 120 by default (`make check-attacks` has 10,000).
 
 use strict;
 use warnings FATAL => 'all';
