@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick bench-scale quickstart check check-versions check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean check-attacks check-model check-cassert memcheck miri check-server
+.PHONY: bench bench-quick bench-scale quickstart check check-versions check-everything check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean check-attacks check-model check-cassert memcheck miri check-server
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -23,8 +23,11 @@ quickstart: ## build everything, back up a cluster under load, verify and start 
 check: ## build everything and run every test
 	@tools/check.sh
 
-check-versions: ## all of it on 18 and on Debian's own 15, SQL and TAP tests on 15 and 17 as well
+check-versions: ## all of it on 18; what differs between versions and routes on Debian's own 15, and on 15 and 17
 	@tools/check-versions.sh
+
+check-everything: ## every test on each of these
+	@EVERYTHING=1 tools/check-versions.sh
 
 check-stock: ## the same on Debian's own server, by the SQL procedures: PG=15
 	@PPB_STOCK=1 tools/check.sh
