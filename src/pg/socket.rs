@@ -17,8 +17,13 @@ use std::time::Instant;
 
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary as guarded;
 use pgrx::{PgLogLevel, pg_sys};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, sockopt};
 
 use crate::pg::{settings, shim};
+
+/// What is asked for of a Unix socket's send buffer.
+const SEND_BUFFER: usize = 512 * 1024;
 
 /// How much of a hole is filled at once.
 const ZEROES: [u8; 16 * 1024] = [0; 16 * 1024];
@@ -43,6 +48,18 @@ impl Socket {
                 || (entry.st_gss && !entry.st_gssstatus.is_null() && (*entry.st_gssstatus).gss_enc);
             let socket = shim::ppb_socket();
             (!encrypted && socket >= 0).then(|| Self(BorrowedFd::borrow_raw(socket)))
+        }
+    }
+
+    /// Lets the kernel keep more than it does by default of what the client has not read yet, on a Unix socket, up to
+    /// `net.core.wmem_max`: a whole chunk and what follows it, so that neither side waits for the other in the middle of
+    /// one. That of a TCP connection grows by itself, and would not any more.
+    pub fn widen(&self) {
+        // Linux gives twice what it is asked for, and says so.
+        let is_narrow = || Ok(sockopt::socket_send_buffer_size(self.0)? < 2 * SEND_BUFFER);
+        if sockopt::socket_domain(self.0) == Ok(AddressFamily::UNIX) && is_narrow() == Ok::<_, Errno>(true) {
+            // Without it all goes on as well, with more waits.
+            let _: Result<(), Errno> = sockopt::set_socket_send_buffer_size(self.0, SEND_BUFFER);
         }
     }
 

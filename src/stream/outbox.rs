@@ -41,7 +41,11 @@ pub struct Outbox {
 impl Outbox {
     /// Makes the buffer and looks at the connection.
     pub fn of_session() -> Self {
-        Self { memory: vec![0; ROOM], end: 0, stream: None, socket: Socket::plain() }
+        let socket = Socket::plain();
+        if let Some(socket) = &socket {
+            socket.widen();
+        }
+        Self { memory: vec![0; ROOM], end: 0, stream: None, socket }
     }
 
     /// Whether bytes can go from the page cache to the client.
