@@ -75,6 +75,15 @@ LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_start_backup_wrapper';
 REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean, int4, text, boolean, text) FROM PUBLIC;
 
+DROP PROCEDURE parallel_backup.send_file_list(text, boolean);
+CREATE PROCEDURE parallel_backup.send_file_list(
+    backup_id text DEFAULT NULL,
+    estimate boolean DEFAULT NULL,
+    totals boolean DEFAULT NULL)
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'parallel_backup_send_file_list_wrapper';
+REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean, boolean) FROM PUBLIC;
+
 DROP PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4);
 CREATE PROCEDURE parallel_backup.send_files_content(
     files text[],

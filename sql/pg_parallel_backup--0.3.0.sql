@@ -86,7 +86,8 @@ AS 'MODULE_PATHNAME', 'parallel_backup_start_backup_wrapper';
 
 CREATE PROCEDURE parallel_backup.send_file_list(
     backup_id text DEFAULT NULL,
-    estimate boolean DEFAULT NULL)
+    estimate boolean DEFAULT NULL,
+    totals boolean DEFAULT NULL)
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'parallel_backup_send_file_list_wrapper';
 
@@ -125,7 +126,7 @@ AS 'MODULE_PATHNAME', 'parallel_backup_upload_manifest_wrapper';
 
 -- They read every file of the cluster, and pg_hba.conf's replication rules do not guard them.
 REVOKE EXECUTE ON PROCEDURE parallel_backup.start_backup(text, text, boolean, boolean, int8, boolean, int4, text, boolean, text) FROM PUBLIC;
-REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON PROCEDURE parallel_backup.send_file_list(text, boolean, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.send_files_content(text[], text, int8[], int8[], boolean, text, text, int4, text, text[]) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.stop_backup(text, text, boolean, text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON PROCEDURE parallel_backup.upload_manifest(bytea, int8, boolean) FROM PUBLIC;

@@ -19,11 +19,14 @@ pub enum Feature {
     Incremental,
     /// A frame with the checksum of each stream of a file that comes compressed.
     StreamChecksum,
+    /// SEND_FILE_LIST's TOTALS.
+    Totals,
 }
 
 impl Feature {
     /// Every feature that this version of the protocol's crate knows, in the order of [`SETTING`].
-    pub const ALL: [Self; 5] = [Self::Lz4, Self::Zstd, Self::Lease, Self::Incremental, Self::StreamChecksum];
+    pub const ALL: [Self; 6] =
+        [Self::Lz4, Self::Zstd, Self::Lease, Self::Incremental, Self::StreamChecksum, Self::Totals];
 
     /// Its word.
     pub const fn name(self) -> &'static str {
@@ -33,6 +36,7 @@ impl Feature {
             Self::Lease => "lease",
             Self::Incremental => "incremental",
             Self::StreamChecksum => "stream_checksum",
+            Self::Totals => "totals",
         }
     }
 }
@@ -65,7 +69,7 @@ mod tests {
 
     #[test]
     fn what_one_side_says_the_other_reads() {
-        assert_eq!(setting(Feature::ALL), "lz4, zstd, lease, incremental, stream_checksum");
+        assert_eq!(setting(Feature::ALL), "lz4, zstd, lease, incremental, stream_checksum, totals");
         assert_eq!(Features::parse(&setting(Feature::ALL)), Features(Feature::ALL.to_vec()));
         assert_eq!(Features::parse(""), Features::default());
         let later = Features::parse("zstd,telepathy, zstd-but-better");

@@ -78,6 +78,9 @@ pub const INCREMENTAL_FILE_LIST: &[Column] = &[
     int8("truncation_block_length"),
 ];
 
+/// SEND_FILE_LIST with TOTALS: a row a tablespace, the data directory last with NULL; bytes.
+pub const FILE_TOTALS: &[Column] = &[oid("spcoid"), int8("files"), int8("size")];
+
 /// STOP_BACKUP, first result set: one row.
 pub const STOP: &[Column] = &[text("recptr"), int8("tli")];
 

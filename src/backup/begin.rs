@@ -4,11 +4,10 @@ use protocol::Checkpoint;
 
 use crate::backup::registry::Facts;
 use crate::cluster::Layout;
-use crate::cluster::walk::{Entry, Visitor};
 use crate::error::Result;
 use crate::pg::backup::{self, BackupState};
 use crate::pg::incremental::Increment;
-use crate::pg::{interrupt, server};
+use crate::pg::server;
 
 /// A backup that has begun in this process.
 #[derive(Debug)]
@@ -57,40 +56,5 @@ impl Begun {
             layout_handle,
             incremental,
         }
-    }
-}
-
-/// Bytes in each tablespace, the data directory last.
-pub fn sizes(layout: &Layout) -> Result<Vec<u64>> {
-    let walk = server::walk(layout);
-    let mut sizes = Vec::with_capacity(layout.tablespaces.len() + 1);
-    for space in &layout.tablespaces {
-        let mut size = Size(0);
-        walk.tablespace(space, &mut size)?;
-        sizes.push(size.0);
-    }
-    let mut size = Size(0);
-    walk.data_directory(&mut size)?;
-    sizes.push(size.0);
-    Ok(sizes)
-}
-
-/// Adds up file sizes.
-struct Size(u64);
-
-impl Visitor for Size {
-    fn poll(&mut self) -> Result<()> {
-        interrupt::check();
-        Ok(())
-    }
-
-    fn entry(&mut self, entry: Entry<'_>) -> Result<()> {
-        self.0 += entry.size;
-        Ok(())
-    }
-
-    // The list will say so.
-    fn special(&mut self, _path: &[u8]) -> Result<()> {
-        Ok(())
     }
 }

@@ -17,6 +17,7 @@ use crate::backup::end;
 use crate::backup::lease::{End, Lease, Told};
 use crate::backup::registry::{self, Backup, Counters, State};
 use crate::backup::results::Started;
+use crate::backup::sizes;
 use crate::error::Result;
 use crate::pg::backup::BackupState;
 use crate::pg::interrupt::{self, WaitEvent};
@@ -127,7 +128,7 @@ fn keep(order: &Order, backup: &Backup, counters: &'static Counters) -> Result<(
     let started = Started {
         label_file: begun.state.label_file(),
         tablespace_map: begun.tablespace_map.clone(),
-        sizes: wanted.progress.then(|| begin::sizes(&begun.layout)).transpose()?,
+        sizes: wanted.progress.then(|| sizes::bytes(&begun.layout)).transpose()?,
     };
     if let Some(total) = started.total() {
         counters.set_total(total);

@@ -12,5 +12,6 @@ pub mod prior;
 pub mod registry;
 pub mod results;
 pub mod session;
+pub mod sizes;
 pub mod table;
 pub mod wal_ranges;

@@ -7,7 +7,7 @@ use protocol::path::encode;
 use protocol::{BlockList, CommandKind, reply};
 
 use crate::backup::handle::{self, Handle};
-use crate::backup::session;
+use crate::backup::{session, sizes};
 use crate::cluster::Layout;
 use crate::cluster::contents::Relation;
 use crate::cluster::page::BLOCK_SIZE;
@@ -20,7 +20,8 @@ use crate::stream::rows::{Reply, ResultSet};
 /// Lists the files of a running backup, or of the cluster as it is for an estimate.
 pub fn run(command: &SendFileList) -> Result<()> {
     if command.estimate {
-        return list(&server::layout(backup::current_tablespaces()?), None, None);
+        let layout = server::layout(backup::current_tablespaces()?);
+        return if command.totals { totals(&layout) } else { list(&layout, None, None) };
     }
     handle::transfer(command.backup_id, CommandKind::SendFileList, |handle| {
         if handle.is_stopped() {
@@ -30,6 +31,19 @@ pub fn run(command: &SendFileList) -> Result<()> {
         walsender::set_state_backup();
         list(&handle.layout, Some(handle), increment.as_deref())
     })
+}
+
+/// A row for each tablespace, the data directory last.
+fn totals(layout: &Layout) -> Result<()> {
+    let sizes = sizes::sizes(layout)?;
+    let mut sets = Reply::default();
+    let mut set = sets.begin(reply::FILE_TOTALS);
+    let tablespaces = layout.tablespaces.iter().map(|space| Some(space.oid.to_string())).chain([None]);
+    for (oid, size) in tablespaces.zip(sizes) {
+        set.row(&[oid, Some(size.files.to_string()), Some(size.bytes.to_string())]);
+    }
+    set.end();
+    Ok(())
 }
 
 /// What has changed is known in the session that has started the backup, and nowhere else.

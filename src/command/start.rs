@@ -13,6 +13,7 @@ use crate::backup::prior;
 use crate::backup::registry::{self, Counters, Facts};
 use crate::backup::results::Started;
 use crate::backup::session::{self, Holder, Session};
+use crate::backup::sizes;
 use crate::cluster::Layout;
 use crate::cluster::page::BLOCK_SIZE;
 use crate::error::{Error, Result};
@@ -121,7 +122,7 @@ fn start(
     });
     let sizes = if wanted.progress {
         progress::set_phase(Phase::EstimateSize);
-        Some(begin::sizes(&layout)?)
+        Some(sizes::bytes(&layout)?)
     } else {
         None
     };

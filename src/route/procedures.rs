@@ -43,7 +43,12 @@ fn parallel_backup_start_backup(info: pg_sys::FunctionCallInfo) {
 #[pg_extern(sql = false)]
 fn parallel_backup_send_file_list(info: pg_sys::FunctionCallInfo) {
     let given = Arguments::of(info);
-    let options = SendFileListOptions { backup_id: given.text(0), estimate: given.boolean(1) };
+    let options = SendFileListOptions {
+        backup_id: given.text(0),
+        estimate: given.boolean(1),
+        // From 0.3.0.
+        totals: given.boolean(2),
+    };
     log(CommandKind::SendFileList, options.backup_id.as_deref(), None);
     carry_out(c"SEND_FILE_LIST", Invocation::of(info), Transaction::None, || {
         super::carry_out(options.check())

@@ -71,6 +71,8 @@ my $no_id = '0123456789abcdef' x 2;
 		[ 'START_BACKUP (MAX_RATE 32, CHECKPOINT fast, MAX_RATE 32)', '42601', qr/^duplicate option "max_rate"$/, $repeated->('max_rate') ],
 		[ 'SEND_FILE_LIST (FOO)', '42601', qr/^unrecognized SEND_FILE_LIST option: "foo"$/, $unknown->('send_file_list(foo => boolean)') ],
 		[ 'SEND_FILE_LIST (ESTIMATE, ESTIMATE)', '42601', qr/^duplicate option "estimate"$/, $repeated->('estimate') ],
+		[ 'SEND_FILE_LIST (TOTALS)', '42601', qr/^totals requires estimate$/ ],
+		[ 'SEND_FILE_LIST (TOTALS, ESTIMATE false)', '42601', qr/^totals requires estimate$/ ],
 		[ "$files (FOO 'x')", '42601', qr/^unrecognized SEND_FILES_CONTENT option: "foo"$/, $unknown->('send_files_content(files => text[], foo => unknown)') ],
 		[ "$files (BACKUP_ID '$no_id', BACKUP_ID '$no_id')", '42601', qr/^duplicate option "backup_id"$/, $repeated->('backup_id') ],
 		@grammar_alone,

@@ -69,6 +69,20 @@ sub link_count
 		[ sort "$oid{outside} $mapped", "$oid{inside} $inside" ],
 		'tablespace_map: the links, as BASE_BACKUP has it');
 
+	# The sums without a list are those of the list.
+	my %sum;
+	for my $file (list_files($conn, ESTIMATE => 'true'))
+	{
+		my ($space) = $file->{path} =~ m{^pg_tblspc/(\d+)/};
+		my $sum = $sum{ $space // 'data' } //= [ 0, 0 ];
+		$sum->[0]++ if $file->{type} eq 'f';
+		$sum->[1] += $file->{size};
+	}
+	my ($totals) = checked_results(query_ok($conn, 'SEND_FILE_LIST (ESTIMATE, TOTALS)'));
+	is_deeply($totals->{columns}, [qw(spcoid files size)], 'TOTALS: columns');
+	is_deeply({ map { ($_->[0] // 'data') => [ @$_[ 1, 2 ] ] } @{ $totals->{rows} } }, \%sum, 'TOTALS: the sums of the list');
+	is($totals->{rows}[-1][0], undef, 'TOTALS: the data directory is the last');
+
 	my @list = list_files($conn);
 	my %listed = map { $_->{path} => $_ } @list;
 	ok($listed{ $path{$_} }, "$_ is listed") for qw(t1 t2 t3);

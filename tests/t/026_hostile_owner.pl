@@ -108,6 +108,11 @@ my $to_0_2_0 = q(
 		compression text DEFAULT NULL, compression_level int4 DEFAULT NULL)
 		LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_send_files_content_wrapper';
 	ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.send_files_content;
+	ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.send_file_list;
+	DROP PROCEDURE parallel_backup.send_file_list;
+	CREATE PROCEDURE parallel_backup.send_file_list(backup_id text DEFAULT NULL, estimate boolean DEFAULT NULL)
+		LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_send_file_list_wrapper';
+	ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.send_file_list;
 	ALTER EXTENSION pg_parallel_backup DROP VIEW parallel_backup.backups;
 	DROP VIEW parallel_backup.backups;
 	ALTER EXTENSION pg_parallel_backup DROP FUNCTION parallel_backup.get_backups;

@@ -236,7 +236,12 @@ for my $lease ([], [ '--lease' => 60 ])
 			CREATE PROCEDURE parallel_backup.start_backup(label text DEFAULT NULL, checkpoint text DEFAULT NULL, progress boolean DEFAULT NULL,
 				verify_checksums boolean DEFAULT NULL, max_rate int8 DEFAULT NULL)
 			LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_start_backup_wrapper';
-			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.start_backup));
+			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.start_backup;
+			ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.send_file_list;
+			ALTER PROCEDURE parallel_backup.send_file_list RENAME TO send_file_list_of_0_3;
+			CREATE PROCEDURE parallel_backup.send_file_list(backup_id text DEFAULT NULL, estimate boolean DEFAULT NULL)
+			LANGUAGE c AS '$libdir/pg_parallel_backup', 'parallel_backup_send_file_list_wrapper';
+			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.send_file_list));
 		command_checks_all([ @client, '-D' => $target, '-d' => $node->connstr('postgres') ], 0, [qr/^$/],
 			[qr/warning: the backup has no lease, a connection that is lost ends it: the database needs ALTER EXTENSION pg_parallel_backup UPDATE$/m], 'an extension that was not updated');
 		is_good('an extension that was not updated');
@@ -244,7 +249,11 @@ for my $lease ([], [ '--lease' => 60 ])
 			ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.start_backup;
 			DROP PROCEDURE parallel_backup.start_backup;
 			ALTER PROCEDURE parallel_backup.start_backup_of_0_3 RENAME TO start_backup;
-			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.start_backup));
+			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.start_backup;
+			ALTER EXTENSION pg_parallel_backup DROP PROCEDURE parallel_backup.send_file_list;
+			DROP PROCEDURE parallel_backup.send_file_list;
+			ALTER PROCEDURE parallel_backup.send_file_list_of_0_3 RENAME TO send_file_list;
+			ALTER EXTENSION pg_parallel_backup ADD PROCEDURE parallel_backup.send_file_list));
 	}
 
 	# It needs no slot.

@@ -103,13 +103,18 @@ fn has_grammar(session: &mut Session) -> Result<bool> {
     }
 }
 
-/// What the server can beyond what every server can.
+/// What the server can beyond what every server can. A connection is asked once.
 pub fn features(session: &mut Session) -> Result<Features> {
-    match session.show(features::SETTING) {
-        Ok(setting) => Ok(Features::parse(&setting)),
-        Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => Ok(Features::default()),
-        Err(error) => Err(error),
+    if let Some(features) = session.features() {
+        return Ok(features.clone());
     }
+    let features = match session.show(features::SETTING) {
+        Ok(setting) => Features::parse(&setting),
+        Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => Features::default(),
+        Err(error) => return Err(error),
+    };
+    session.remember_features(features.clone());
+    Ok(features)
 }
 
 /// Fails unless the library is loaded, the extension is in this database, its procedures and nobody

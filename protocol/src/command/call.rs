@@ -36,6 +36,7 @@ impl Command {
             Self::SendFileList(list) => {
                 arguments.backup_id(list.backup_id);
                 arguments.bare("estimate", list.estimate.then_some(true));
+                arguments.bare("totals", list.totals.then_some(true));
             }
             Self::SendFilesContent(content) => {
                 arguments.files(&content.files);

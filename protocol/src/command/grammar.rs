@@ -45,6 +45,9 @@ impl Command {
                 if list.estimate {
                     options.bare("ESTIMATE");
                 }
+                if list.totals {
+                    options.bare("TOTALS");
+                }
             }
             Self::SendFilesContent(content) => {
                 text.push(b' ');

@@ -133,6 +133,8 @@ pub struct SendFileList {
     pub backup_id: Option<BackupId>,
     /// Whether to list with no backup running, for sizing only.
     pub estimate: bool,
+    /// With `estimate`: sums for each tablespace alone, not a row for each file.
+    pub totals: bool,
 }
 
 /// SEND_FILES_CONTENT's files and options.

@@ -78,14 +78,23 @@ pub struct SendFileListOptions {
     pub backup_id: Option<Vec<u8>>,
     /// ESTIMATE.
     pub estimate: Option<bool>,
+    /// TOTALS.
+    pub totals: Option<bool>,
 }
 
 impl SendFileListOptions {
     /// The command.
     pub fn check(self) -> Result<Command, CommandError> {
+        let default = SendFileList::default();
+        let estimate = self.estimate.unwrap_or(default.estimate);
+        let totals = self.totals.unwrap_or(default.totals);
+        if totals && !estimate {
+            return Err(CommandError::WrongKind { option: "totals", wanted: "estimate" });
+        }
         Ok(Command::SendFileList(SendFileList {
             backup_id: self.backup_id.as_deref().map(backup_id).transpose()?,
-            estimate: self.estimate.unwrap_or(SendFileList::default().estimate),
+            estimate,
+            totals,
         }))
     }
 }

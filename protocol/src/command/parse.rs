@@ -52,6 +52,7 @@ fn send_file_list(mut options: Options) -> Result<SendFileListOptions, CommandEr
         match &*name {
             b"backup_id" => given.backup_id = Some(value.text("backup_id")?),
             b"estimate" => given.estimate = Some(value.boolean("estimate")?),
+            b"totals" => given.totals = Some(value.boolean("totals")?),
             _ => return Err(options.unknown(&name)),
         }
     }

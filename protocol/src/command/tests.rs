@@ -404,7 +404,7 @@ fn text_of_the_commands() {
 #[test]
 fn calls_of_the_procedures() {
     let path = |text: &str| BackupPath::parse(text.as_bytes()).unwrap();
-    let cases: [(Command, &str); 9] = [
+    let cases: [(Command, &str); 10] = [
         (
             Command::StartBackup(StartBackup {
                 label: br"it's a \ label".to_vec(),
@@ -429,6 +429,10 @@ fn calls_of_the_procedures() {
              light_lease => true, new_backup_id => '00112233445566778899aabbccddeeff')",
         ),
         (Command::SendFileList(SendFileList::default()), "CALL parallel_backup.send_file_list()"),
+        (
+            Command::SendFileList(SendFileList { backup_id: None, estimate: true, totals: true }),
+            "CALL parallel_backup.send_file_list(estimate => true, totals => true)",
+        ),
         (
             Command::SendFilesContent(SendFilesContent {
                 files: vec![

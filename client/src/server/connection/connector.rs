@@ -162,6 +162,7 @@ impl Connector {
             deadline,
             wire: None,
             ahead: None,
+            features: None,
             waited: Cell::default(),
         }
     }

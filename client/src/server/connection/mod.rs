@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::Command;
+use protocol::features::Features;
 use protocol::reply::Column;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -64,6 +65,8 @@ pub struct Session {
     wire: Option<Wire>,
     /// The command that was sent before the last one's answer has come to its end.
     ahead: Option<Ahead>,
+    /// What the server can, once it was asked.
+    features: Option<Features>,
     /// How long it was waited for the server.
     waited: Cell<Duration>,
 }
@@ -81,6 +84,16 @@ impl Session {
     /// The server's version number.
     pub fn server_version(&self) -> i32 {
         self.pg.server_version()
+    }
+
+    /// What the server has said that it can.
+    pub fn features(&self) -> Option<&Features> {
+        self.features.as_ref()
+    }
+
+    /// Keeps what the server has said that it can.
+    pub fn remember_features(&mut self, features: Features) {
+        self.features = Some(features);
     }
 
     /// How this connection's commands travel.
