@@ -60,7 +60,7 @@ my @names = sort keys %content;
 # What a client asks before it starts.
 for my $conn (sql_connection($node), connection($node))
 {
-	is(query_ok($conn, 'SHOW pg_parallel_backup.features')->{results}[0]{rows}[0][0], 'lz4, zstd, lease' . (server_major() < 17 ? '' : ', incremental') . ', stream_checksum', 'features');
+	is(query_ok($conn, 'SHOW pg_parallel_backup.features')->{results}[0]{rows}[0][0], 'lz4, zstd, lease' . (server_major() < 17 ? '' : ', incremental') . ', stream_checksum, totals', 'features');
 	$conn->close;
 }
 
