@@ -11,7 +11,7 @@ set -euo pipefail
 use_server "$INSTALL/bin/pg_config"
 fuzz=$(cargo_tool cargo-fuzz 0.13.2)
 cd "$ROOT/fuzz"
-CARGO_TARGET_DIR=$(cache_dir)/target-fuzz
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$(cache_dir)/target-fuzz}
 export CARGO_TARGET_DIR RUSTC_BOOTSTRAP=1
 step 'Building (some minutes the first time)' "$fuzz" build --fuzz-dir "$ROOT/fuzz"
 if [ -z "${TARGETS:-}" ]; then
