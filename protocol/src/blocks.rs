@@ -236,6 +236,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "volume alone: some minutes")]
     fn the_longest_list_of_a_segment_fits_a_command() {
         let blocks: Vec<u32> = (0..131_072).filter(|block| block % 3 != 2).collect();
         let text = BlockList::of(&blocks).unwrap().to_string();
