@@ -3,6 +3,8 @@
 #
 #   perl run-tap.pl JOBS COUNTS_FILE test.pl...
 #
+# PPB_FILE_TIMEOUT is after how many seconds a file is ended that does not end by itself; 0 or nothing is never.
+#
 # PPB_DIFFERENCES is a file that names tests which have to fail, a line each:
 #
 #   FILE | HOW MANY of that name | NAME | WHY
@@ -21,9 +23,12 @@ use TAP::Harness;
 my ($jobs, $counts_file, @tests) = @ARGV;
 my %expected = read_differences($ENV{PPB_DIFFERENCES});
 my (%found, %skipped);
+my $limit = $ENV{PPB_FILE_TIMEOUT} || 0;
 my $harness = TAP::Harness->new(
 	{
 		jobs => $jobs,
+		# By a signal that has its servers stopped.
+		$limit ? (exec => [ 'timeout', '--kill-after=60', $limit, $^X ]) : (),
 		timer => 1,
 		failures => 1,
 		color => 0,
@@ -45,6 +50,7 @@ $harness->callback(
 	});
 my $result = $harness->runtests(@tests);
 
+show_last_words($_) for grep { ($result->parsers($_))[0]->has_problems } $result->descriptions;
 write_results($ENV{PPB_RESULTS}) if defined $ENV{PPB_RESULTS};
 
 # A file that died, or ran another number of tests than it planned, has failed at least once,
@@ -80,6 +86,21 @@ open(my $counts, '>', $counts_file) or die "could not write $counts_file: $!";
 print $counts "$passed $failed\n";
 close($counts) or die "could not write $counts_file: $!";
 exit($failed ? 1 : 0);
+
+# What a file that failed has said last: not everybody who sees that it failed can look at its log.
+sub show_last_words
+{
+	my ($file) = @_;
+	my ($parser) = $result->parsers($file);
+	my ($name) = $file =~ m{([^/]+)\.pl$} or return;
+	print "$file did not end within $limit s\n" if $limit && $parser->exit >> 8 == 124;
+	open(my $log, '<', ($ENV{TESTLOGDIR} // '.') . "/regress_log_$name") or return;
+	my @lines = <$log>;
+	my @failed = grep { $lines[$_] =~ /\bnot ok\b/ } 0 .. $#lines;
+	print "the last lines of $file:\n", map { "    $_" } @lines[ ($#lines > 20 ? $#lines - 20 : 0) .. $#lines ];
+	print "and around what failed:\n" if @failed;
+	print map { "    $_" } @lines[ $_ .. ($_ + 10 > $#lines ? $#lines : $_ + 10) ] for @failed > 5 ? @failed[ 0 .. 4 ] : @failed;
+}
 
 sub write_results
 {

@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, sockopt};
 use crate::pg::{settings, shim};
 
 /// What is asked for of a Unix socket's send buffer.
-const SEND_BUFFER: usize = 512 * 1024;
+const SEND_BUFFER: usize = 256 * 1024;
 
 /// How much of a hole is filled at once.
 const ZEROES: [u8; 16 * 1024] = [0; 16 * 1024];

@@ -70,9 +70,7 @@ cmp_ok(high_water($conn) - $before, '<', BOUND_KB, 'a second one neither');
 		qr/^cannot stop the parallel backup while files of it are being sent$/,
 		'STOP_BACKUP while a list is sent');
 	# PostgreSQL lets go of a client only if the write was blocked before the signal came.
-	$node->poll_query_until('postgres',
-		"SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = " . $reader->pid)
-	  or die 'the list is not waiting for its reader';
+	wait_until_full($node, $reader);
 	$node->safe_psql('postgres', 'SELECT pg_terminate_backend(' . $reader->pid . ')');
 	ok($node->poll_query_until('postgres',
 			'SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = ' . $reader->pid),

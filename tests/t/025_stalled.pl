@@ -53,10 +53,7 @@ sub stall
 
 	$worker->send_query(send_files_sql([$file], BACKUP_ID => $id));
 	$worker->read_until(sub { $_[0]{type} eq 'd' && length($_[0]{frame}{data} // '') });
-	# In the kernel everything is full now, and the server waits.
-	$node->poll_query_until('postgres',
-		"SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = " . $worker->pid)
-	  or die 'the transfer does not wait for its client';
+	wait_until_full($node, $worker);
 	return;
 }
 

@@ -27,15 +27,6 @@ make_file("$pgdata/$_", 64 * 1024 * 1024) for ($relation, $other);
 mkdir "$pgdata/many" or die $!;
 write_file("$pgdata/many/" . 'n' x 200 . $_, '') for 1 .. 20_000;
 
-# Returns once the backend with this process ID waits for its client, or the client's socket is full.
-sub wait_until_full
-{
-	my ($pid) = @_;
-	$node->poll_query_until('postgres', "SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = $pid")
-	  or die "process $pid does not wait for its client";
-	return;
-}
-
 my $coordinator = connection($node);
 my $id = start_backup($coordinator, VERIFY_CHECKSUMS => 'false')->{backup_id};
 my @stalled;
@@ -45,7 +36,7 @@ for my $sql (send_files_sql([$relation], BACKUP_ID => $id), send_files_sql([$oth
 	my $conn = connection($node);
 	$conn->send_query($sql);
 	$conn->read_until(sub { $_[0]{type} =~ /^[dD]$/ });
-	wait_until_full($conn->pid);
+	wait_until_full($node, $conn);
 	push @stalled, $conn;
 }
 
@@ -129,8 +120,7 @@ rmdir "$pgdata/many" if unlink glob("$pgdata/many/*");
 	my $conn = connection($standby);
 	$conn->send_query(send_files_sql([$other], BACKUP_ID => $id));
 	$conn->read_until(sub { $_[0]{type} eq 'd' });
-	$standby->poll_query_until('postgres', "SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = " . $conn->pid)
-	  or die 'the transfer does not wait for its client';
+	wait_until_full($standby, $conn);
 	$node->safe_psql('postgres', $_) for ('CREATE DATABASE doomed', 'DROP DATABASE doomed');
 	$node->wait_for_replay_catchup($standby);
 	pass('replay goes on beside a stalled transfer');

@@ -39,8 +39,7 @@ sub hold_up
 
 	$conn->send_query(send_files_sql([$large], VERIFY_CHECKSUMS => 'false', @options));
 	$conn->read_until(sub { $_[0]{type} eq 'd' && length($_[0]{frame}{data} // '') });
-	$node->poll_query_until('postgres', "SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = " . $conn->pid)
-	  or die 'the transfer does not wait for its client';
+	wait_until_full($node, $conn);
 	return;
 }
 

@@ -200,6 +200,16 @@ sub poll
 	return undef;
 }
 
+# How many bytes lie in the socket, unread.
+sub unread
+{
+	my ($self) = @_;
+
+	# FIONREAD of Linux, which Perl has no name for.
+	ioctl($self->{socket}, 0x541B, my $count = pack('i', 0)) or croak "could not ask the socket: $!";
+	return unpack('i', $count);
+}
+
 # Waits until the socket has something to read.
 sub readable
 {

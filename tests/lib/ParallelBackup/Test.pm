@@ -18,6 +18,7 @@ use ParallelBackup::Call qw(call_of);
 use ParallelBackup::Connection;
 use ParallelBackup::Frame qw(crc32c encode_path decode_path quote_literal);
 use ParallelBackup::Transfer;
+use Time::HiRes ();
 
 # Whoever started this may have had it ignore signals (nohup, a shell's background job), and the
 # programs under test would go on ignoring them.
@@ -28,7 +29,7 @@ our @EXPORT = qw(
   server_major wal_directories stock_server
   parallel_node connection sql_connection may_back_up start_copy
   upload_manifest start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash tag_of
-  query_ok is_error is_report still_works sending
+  query_ok is_error is_report still_works sending wait_until_full
   file_tree compare_trees write_file make_file
   encode_path decode_path quote_literal
 );
@@ -224,6 +225,28 @@ sub still_works
 sub sending
 {
 	return q(query ~* '^(?:CALL parallel_backup\.)?SEND_FILES_CONTENT' AND state = 'active');
+}
+
+# Returns once what the session sends has no room any more, and the session waits until it is read. A server that was
+# waiting, and has not found time to go on since the last was read, looks the same for a moment, but then there
+# comes more.
+sub wait_until_full
+{
+	my ($node, $conn) = @_;
+	my $before = -1;
+	my $is_full;
+
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		my $waits = $node->safe_psql('postgres', "SELECT wait_event = 'ClientWrite' FROM pg_stat_activity WHERE pid = " . $conn->pid);
+		my $now = $conn->unread;
+		$is_full = $waits eq 't' && $now > 0 && $now == $before;
+		last if $is_full;
+		$before = $waits eq 't' ? $now : -1;
+		Time::HiRes::sleep(0.05);
+	}
+	$is_full or croak 'process ' . $conn->pid . ' does not wait for its client';
+	return;
 }
 
 # The single row of a result set as a hash.
