@@ -359,15 +359,15 @@ for my $case (
 	mkdir $locked;
 	write_file("$locked/file", 'x');
 	chmod 0400, $locked;
-	for my $jobs (1, 4)
+	# A look at the sizes finds it before the backup starts.
+	for my $case ([ 'get sizes', 1 ], [ 'get file list', 1, '--no-estimate-size' ], [ 'get file list', 4, '--no-estimate-size' ])
 	{
-		# A look at the sizes would find it before the backup starts.
-		my @look = $jobs > 1 ? '--no-estimate-size' : ();
+		my ($doing, $jobs, @look) = @$case;
+		my $name = "could not $doing, -j $jobs";
 		$node->command_fails_like([ @client, @look, '-D' => "$tempdir/failed", '-j' => $jobs ],
-			qr/error: could not get file list: ERROR:  could not stat file or directory "locked\/file": Permission denied$/m,
-			"list broken off, -j $jobs");
-		ok(!-e "$tempdir/failed", "list broken off, -j $jobs: nothing is left of it");
-		is_gone("list broken off, -j $jobs");
+			qr/error: could not $doing: ERROR:  could not stat file or directory "locked\/file": Permission denied$/m, $name);
+		ok(!-e "$tempdir/failed", "$name: nothing is left of it");
+		is_gone($name);
 	}
 	chmod 0700, $locked;
 	unlink "$locked/file";
