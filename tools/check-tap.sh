@@ -38,6 +38,6 @@ if [ -n "${DISCARD_CACHES:-}" ]; then
 fi
 # A file that waits for what never comes fails, rather than all of them with it. What was asked to last is left to.
 if [ -z "${MINUTES:-}${ROUNDS:-}${CYCLES:-}${DISCARD_CACHES:-}${PPB_SERVER:-}" ]; then
-	export PPB_FILE_TIMEOUT=${PPB_FILE_TIMEOUT-600}
+	export PPB_FILE_TIMEOUT=${PPB_FILE_TIMEOUT-900}
 fi
 run_tap tap "$RUN_ROOT" "${tests[@]}"

@@ -93,11 +93,13 @@ sub show_last_words
 	my ($file) = @_;
 	my ($parser) = $result->parsers($file);
 	my ($name) = $file =~ m{([^/]+)\.pl$} or return;
-	print "$file did not end within $limit s\n" if $limit && $parser->exit >> 8 == 124;
+	my $is_late = $limit && ($parser->exit // 0) >> 8 == 124;
+	my $count = $is_late ? 100 : 20;
+	print "$file did not end within $limit s\n" if $is_late;
 	open(my $log, '<', ($ENV{TESTLOGDIR} // '.') . "/regress_log_$name") or return;
 	my @lines = <$log>;
 	my @failed = grep { $lines[$_] =~ /\bnot ok\b/ } 0 .. $#lines;
-	print "the last lines of $file:\n", map { "    $_" } @lines[ ($#lines > 20 ? $#lines - 20 : 0) .. $#lines ];
+	print "the last lines of $file:\n", map { "    $_" } @lines[ ($#lines > $count ? $#lines - $count : 0) .. $#lines ];
 	print "and around what failed:\n" if @failed;
 	print map { "    $_" } @lines[ $_ .. ($_ + 10 > $#lines ? $#lines : $_ + 10) ] for @failed > 5 ? @failed[ 0 .. 4 ] : @failed;
 }

@@ -24,6 +24,21 @@ use Time::HiRes ();
 # programs under test would go on ignoring them.
 $SIG{$_} = 'DEFAULT' for qw(HUP INT);
 
+# A file that does not end is ended from outside: what it was waiting for, and which processes there were.
+# (PostgreSQL::Test::Cluster has such a handler in an INIT block, too, which comes before this one.)
+INIT
+{
+	$SIG{TERM} = \&ended_by_signal;
+}
+
+sub ended_by_signal
+{
+	note(grep { /postgres|pg_/ } `ps -eo pid,ppid,stat,wchan:20,etime,args`);
+	note(Carp::longmess('ended by a signal'));
+	# No eval is to take it for a failure of its own.
+	exit 1;
+}
+
 our @EXPORT = qw(
 	checked_results
   server_major wal_directories stock_server
