@@ -26,6 +26,8 @@ sub new
 		POSIX::_exit(0);
 	}
 	close $listener;
+	# Here too: it may be stopped before it has come to that itself.
+	POSIX::setpgid($self->{pid}, $self->{pid});
 	return $self;
 }
 
@@ -38,7 +40,7 @@ sub stop
 	if (my $pid = delete $self->{pid})
 	{
 		# Its connections are processes of its group.
-		kill 'KILL', -$pid;
+		kill 'KILL', -$pid, $pid;
 		waitpid $pid, 0;
 	}
 	return;
