@@ -257,7 +257,7 @@ for my $mode (qw(smart fast immediate))
 	my $victim = connection($node);
 	kill('KILL', $victim->pid);
 	$conn->finish;
-	$node->poll_query_until('postgres', 'SELECT 1', '1') or die 'the server does not come back';
+	wait_until_up($node);
 	nothing_left($node, 'a crash');
 	my $late = connection($node);
 	is_gone($late, $_, 'after a crash') for ($id, $detached);
@@ -267,7 +267,7 @@ for my $mode (qw(smart fast immediate))
 	$id = start_backup($late, LEASE => 300)->{backup_id};
 	kill('KILL', keeper_of($node, $id));
 	$late->finish;
-	$node->poll_query_until('postgres', 'SELECT 1', '1') or die 'the server does not come back';
+	wait_until_up($node);
 	nothing_left($node, 'a keeper was killed');
 	$late->drop;
 }

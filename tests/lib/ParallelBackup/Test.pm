@@ -49,7 +49,7 @@ our @EXPORT = qw(
   server_major wal_directories stock_server
   parallel_node connection sql_connection may_back_up start_copy
   upload_manifest start_backup list_files send_files_sql send_files_call fetch stop_backup result_hash tag_of
-  query_ok is_error is_report still_works sending wait_until_full
+  query_ok is_error is_report still_works sending wait_until_full wait_until_up
   file_tree compare_trees write_file make_file
   encode_path decode_path quote_literal
 );
@@ -245,6 +245,20 @@ sub still_works
 sub sending
 {
 	return q(query ~* '^(?:CALL parallel_backup\.)?SEND_FILES_CONTENT' AND state = 'active');
+}
+
+# Returns once the server takes connections again after a crash. psql is given no input: one that has failed to connect would
+# break the pipe that it comes by.
+sub wait_until_up
+{
+	my ($node) = @_;
+
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if system('psql', '-XAtq', '-c', 'SELECT 1', '-o', '/dev/null', '-L', '/dev/null', '-d', $node->connstr('postgres')) == 0;
+		Time::HiRes::sleep(0.1);
+	}
+	croak 'the server does not come back';
 }
 
 # Returns once what the session sends has no room any more, and the session waits until it is read. A server that was
