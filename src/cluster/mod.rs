@@ -3,7 +3,6 @@
 //! way, how names are read and pages verified, is in a crate of its own.
 
 pub mod contents;
-pub mod init_forks;
 pub mod open;
 pub mod wal;
 pub mod walk;

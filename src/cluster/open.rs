@@ -13,7 +13,6 @@ use rustix::io::Errno;
 
 use crate::cluster::Tablespace;
 use crate::cluster::contents::{Member, WAL_DIR};
-use crate::cluster::init_forks::Known;
 use crate::cluster::relation::split;
 use crate::error::{Error, Result};
 
@@ -35,28 +34,7 @@ pub enum Opened {
 pub struct Opener<'a> {
     /// The data directory.
     root: &'a Path,
-    last: Option<Directory>,
-}
-
-/// A directory that files are opened in.
-#[derive(Debug)]
-struct Directory {
-    path: Vec<u8>,
-    opened: OwnedFd,
-    /// Its init forks, where they need not be asked for one by one.
-    init_forks: Option<Known>,
-}
-
-impl Directory {
-    fn has(&mut self, init_fork: &[u8]) -> bool {
-        if let Some(known) = &mut self.init_forks {
-            if let Some(answer) = known.has(&self.opened, init_fork) {
-                return answer;
-            }
-            self.init_forks = None;
-        }
-        statat(&self.opened, OsStr::from_bytes(init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
+    last: Option<(Vec<u8>, OwnedFd)>,
 }
 
 impl<'a> Opener<'a> {
@@ -68,21 +46,18 @@ impl<'a> Opener<'a> {
     /// Opens a member.
     pub fn open(&mut self, path: &BackupPath, member: &Member<'_>) -> Result<Opened> {
         let (parent, name) = split(path.as_bytes());
-        let directory = match self.last.take().filter(|last| last.path == parent) {
-            Some(last) => last,
-            None => match self.directory(path, parent, member)? {
-                Some(opened) => {
-                    let init_forks = Known::of(&opened);
-                    Directory { path: parent.to_vec(), opened, init_forks }
-                }
-                None => return Ok(Opened::Vanished),
-            },
+        let directory = match self.last.take() {
+            Some((known, directory)) if known == parent => Some(directory),
+            _ => self.directory(path, parent, member)?,
         };
-        let directory = self.last.insert(directory);
-        if member.init_fork.as_ref().is_some_and(|init_fork| directory.has(init_fork)) {
+        let Some(directory) = directory else { return Ok(Opened::Vanished) };
+        let (_, directory) = self.last.insert((parent.to_vec(), directory));
+        if let Some(init_fork) = &member.init_fork
+            && statat(&*directory, OsStr::from_bytes(init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+        {
             return Ok(Opened::Vanished);
         }
-        open_file(&directory.opened, name, path.as_bytes())
+        open_file(directory, name, path.as_bytes())
     }
 
     /// Opens the directory that a member is in; `None` if it has gone.

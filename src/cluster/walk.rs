@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use walkdir::WalkDir;
 
 use crate::cluster::contents::{Verdict, WAL_DIR, init_fork, join, verdict};
-use crate::cluster::{Layout, Tablespace, init_forks};
+use crate::cluster::{Layout, Tablespace};
 use crate::error::{Error, Result};
 
 /// Directories held open at once. The server keeps ten descriptors (NUM_RESERVED_FDS, fd.c) for
@@ -67,7 +67,6 @@ pub struct Walk<'a> {
 impl Walk<'_> {
     /// Everything in a backup but what STOP_BACKUP returns.
     pub fn run(&self, visitor: &mut impl Visitor) -> Result<()> {
-        init_forks::forget();
         self.tree(b"", true, true, visitor)
     }
 
@@ -274,20 +273,16 @@ impl OpenDirectory {
     fn init_forks(&mut self, visitor: &mut impl Visitor) -> Result<&HashSet<Vec<u8>>> {
         if self.init_forks.is_none() {
             let mut found = HashSet::new();
-            let mut entries = 0;
             let read = |error: Errno| Error::io("read directory", &self.relative, error.into());
-            let before = init_forks::State::of(&self.directory).map_err(read)?;
             // A directory that was removed since has no entries, and that is no error.
             for entry in Dir::read_from(&self.directory).map_err(read)? {
                 visitor.poll()?;
                 let entry = entry.map_err(read)?;
-                entries += 1;
                 let name = entry.file_name().to_bytes();
                 if name.ends_with(INIT_FORK_SUFFIX) {
                     found.insert(name.to_owned());
                 }
             }
-            init_forks::remember(before, entries, &found);
             self.init_forks = Some(found);
         }
         Ok(self.init_forks.get_or_insert_default())

@@ -3,7 +3,6 @@
 use strict;
 use warnings FATAL => 'all';
 
-use File::Path ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -171,31 +170,6 @@ for my $change (
 	ok(!$listed{ $path{logged} }, 'and no longer listed');
 	ok($listed{$init}, 'but the init fork is');
 	unlink "$pgdata/$init";
-}
-
-# The same in a directory of so many files that they are not looked for one by one.
-{
-	my $large = 'base/987654';
-	mkdir "$pgdata/$large" or die $!;
-	write_file("$pgdata/$large/$_", 'x') for 100_000 .. 100_999;
-	write_file("$pgdata/$large/100000_init", '');
-	utime(1_000_000_000, 1_000_000_000, "$pgdata/$large") or die $!;
-	my $coordinator = connection($node);
-	start_backup($coordinator);
-	my %listed = map { $_->{path} => 1 } list_files($coordinator);
-	ok(!$listed{"$large/100000"} && $listed{"$large/100999"}, 'a large directory: its list');
-	my @all = map { "$large/$_" } 100_000 .. 100_999;
-	my $transfer = fetch($coordinator, \@all);
-	is_deeply($transfer->{vanished}, [ $all[0] ], 'a large directory: an init fork of before');
-	is(scalar @{ $transfer->{files} }, 999, 'a large directory: and all other files');
-	write_file("$pgdata/$large/100998_init", '');
-	$transfer = fetch($coordinator, \@all);
-	is_deeply($transfer->{vanished}, [ @all[ 0, 998 ] ], 'a large directory: an init fork that has come');
-	unlink "$pgdata/$large/$_" for '100000_init', '100998_init';
-	is_deeply(fetch($coordinator, \@all)->{vanished}, [], 'a large directory: none any more');
-	stop_backup($coordinator);
-	$coordinator->close;
-	File::Path::remove_tree("$pgdata/$large");
 }
 
 # A mode that changes is that of the descriptor.
