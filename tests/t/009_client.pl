@@ -360,12 +360,12 @@ for my $case (
 	write_file("$locked/file", 'x');
 	chmod 0400, $locked;
 	# A look at the sizes finds it before the backup starts.
-	for my $case ([ 'get sizes', 1 ], [ 'get file list', 1, '--no-estimate-size' ], [ 'get file list', 4, '--no-estimate-size' ])
+	for my $case ([1], [ 1, '--no-estimate-size' ], [ 4, '--no-estimate-size' ])
 	{
-		my ($doing, $jobs, @look) = @$case;
-		my $name = "could not $doing, -j $jobs";
+		my ($jobs, @look) = @$case;
+		my $name = "list broken off, -j $jobs @look";
 		$node->command_fails_like([ @client, @look, '-D' => "$tempdir/failed", '-j' => $jobs ],
-			qr/error: could not $doing: ERROR:  could not stat file or directory "locked\/file": Permission denied$/m, $name);
+			qr/error: could not get file list: ERROR:  could not stat file or directory "locked\/file": Permission denied$/m, $name);
 		ok(!-e "$tempdir/failed", "$name: nothing is left of it");
 		is_gone($name);
 	}

@@ -10,42 +10,37 @@ use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::output::space::Sizes;
 use crate::server::connection::{Session, bytes, number};
-use crate::server::reply::Reply;
 use crate::server::route;
 
 /// Sizes as the server has them now. `wal` is what a backup has of it at least.
 pub(super) fn estimate(coordinator: &mut Session, abort: &Abort, wal: u64) -> Result<Sizes> {
     if route::features(coordinator)?.has(Feature::Totals) {
-        match totals(coordinator, wal) {
+        match totals(coordinator, abort, wal) {
             // By the procedures of a database whose extension was not updated along with the library.
             Err(error) if error.is_server(SqlState::UNDEFINED_FUNCTION) => {}
-            outcome => return outcome.map_err(|error| error.context("could not get sizes")),
+            outcome => return outcome,
         }
     }
     listed(coordinator, abort, wal)
 }
 
 /// As the server has added them up.
-fn totals(coordinator: &mut Session, wal: u64) -> Result<Sizes> {
+fn totals(coordinator: &mut Session, abort: &Abort, wal: u64) -> Result<Sizes> {
     let mut sizes = Sizes { wal, ..Sizes::default() };
-    let list = SendFileList { estimate: true, totals: true, ..SendFileList::default() };
-    coordinator.send_command(&Command::SendFileList(list))?;
-    let answer = Reply::new(coordinator).result_set(coordinator, reply::FILE_TOTALS)?;
-    coordinator.finish()?;
     let mut has_data = false;
-    for row in 0..answer.rows() {
-        let (files, size): (u64, u64) = (number(&answer, row, 1)?, number(&answer, row, 2)?);
+    let list = SendFileList { estimate: true, totals: true, ..SendFileList::default() };
+    let command = Command::SendFileList(list);
+    each_listed(coordinator, &command, reply::FILE_TOTALS, abort, |answer, row| {
+        let (files, size): (u64, u64) = (number(answer, row, 1)?, number(answer, row, 2)?);
         sizes.files = sizes.files.saturating_add(files);
-        match answer.value(row, 0) {
-            Some(_) => {
-                sizes.tablespaces.insert(number(&answer, row, 0)?, size);
-            }
-            None => {
-                sizes.data = size;
-                has_data = true;
-            }
+        if answer.value(row, 0).is_some() {
+            sizes.tablespaces.insert(number(answer, row, 0)?, size);
+        } else {
+            sizes.data = size;
+            has_data = true;
         }
-    }
+        Ok(())
+    })?;
     if has_data { Ok(sizes) } else { Err(Error::local("server sent no size of the data directory")) }
 }
 
