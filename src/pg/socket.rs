@@ -56,8 +56,8 @@ impl Socket {
     /// one. That of a TCP connection grows by itself, and would not any more.
     pub fn widen(&self) {
         // Linux gives twice what it is asked for, and says so.
-        let is_narrow = || Ok(sockopt::socket_send_buffer_size(self.0)? < 2 * SEND_BUFFER);
-        if sockopt::socket_domain(self.0) == Ok(AddressFamily::UNIX) && is_narrow() == Ok::<_, Errno>(true) {
+        let is_narrow = sockopt::socket_send_buffer_size(self.0).is_ok_and(|size| size < 2 * SEND_BUFFER);
+        if is_narrow && sockopt::socket_domain(self.0) == Ok(AddressFamily::UNIX) {
             // Without it all goes on as well, with more waits.
             let _: Result<(), Errno> = sockopt::set_socket_send_buffer_size(self.0, SEND_BUFFER);
         }
