@@ -94,6 +94,7 @@ impl Socket {
         offset: u64,
         length: usize,
     ) -> Result<(usize, Option<io::Error>), ConnectionLost> {
+        still_there()?;
         let mut sent = 0;
         let mut stall = Stall::default();
         let mut at = libc::off_t::try_from(offset).unwrap_or(libc::off_t::MAX);
@@ -123,6 +124,7 @@ impl Socket {
 
     #[allow(unsafe_code)]
     fn send_bytes(&self, mut bytes: &[u8], flags: i32) -> Result<(), ConnectionLost> {
+        still_there()?;
         let mut stall = Stall::default();
         while !bytes.is_empty() {
             // SAFETY: the bytes are readable for their length.
@@ -174,6 +176,7 @@ pub fn send_encrypted(mut bytes: &[u8]) -> Result<(), ConnectionLost> {
 /// Sends what libpq still holds.
 #[allow(unsafe_code)]
 pub fn flush() -> Result<(), ConnectionLost> {
+    still_there()?;
     let mut stall = Stall::default();
     // SAFETY: libpq's methods are set for every session; each is called by itself.
     unsafe {
@@ -199,11 +202,6 @@ impl Stall {
     /// `pg_parallel_backup.client_timeout` is given up as one that is gone.
     #[allow(unsafe_code)]
     fn wait(&mut self) -> Result<(), ConnectionLost> {
-        // SAFETY: a flag of this process.
-        if unsafe { pg_sys::ClientConnectionLost } != 0 {
-            // Given up before: whoever cleans up does not wait for it again.
-            return Err(ConnectionLost);
-        }
         let since = *self.0.get_or_insert_with(Instant::now);
         let left = settings::client_timeout().map(|timeout| timeout.saturating_sub(since.elapsed()));
         // Rounded up, so that what is left is never none before its time.
@@ -258,6 +256,14 @@ impl Trouble {
             _ => Self::Other,
         }
     }
+}
+
+/// Fails where the client was given up before. It is owed the rest of a message, so anything else would be taken for
+/// that; and the socket may well take some more, since it is not said to be writable before most of it is free.
+#[allow(unsafe_code)]
+fn still_there() -> Result<(), ConnectionLost> {
+    // SAFETY: a flag of this process.
+    if unsafe { pg_sys::ClientConnectionLost } == 0 { Ok(()) } else { Err(ConnectionLost) }
 }
 
 /// Makes the next look at interrupts end the process, as `internal_flush` does.

@@ -139,6 +139,9 @@ my $running = qr/^cannot stop the parallel backup while files of it are being se
 	$node->reload;
 	$node->poll_query_until('postgres', q(SELECT current_setting('pg_parallel_backup.client_timeout') = '3s')) or die 'no limit';
 	my ($coordinator, $id, @workers) = stalled('backup', $relation, $other);
+	# With some room in the socket, less than it takes to wake who waits for room: what is said after the half of a
+	# message that is there already would be taken for its rest.
+	$_->fill(300_000) for @workers;
 	my $pids = join(', ', map { $_->pid } @workers);
 	ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid IN ($pids)"), 'transfers whose client takes nothing are ended');
 	my $said = () = slurp_file($node->logfile, $log) =~ /LOG:  terminating parallel backup transfer due to client timeout$/mg;

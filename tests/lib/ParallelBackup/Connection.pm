@@ -219,14 +219,14 @@ sub readable
 	return scalar IO::Select->new($self->{socket})->can_read($timeout);
 }
 
-# One read from the socket into the buffer.
+# One read from the socket into the buffer, of as many bytes at most.
 sub fill
 {
-	my ($self) = @_;
+	my ($self, $most) = @_;
 
 	return if $self->{eof};
 	my $n =
-	  sysread($self->{socket}, $self->{buffer}, 1024 * 1024,
+	  sysread($self->{socket}, $self->{buffer}, $most // 1024 * 1024,
 		length($self->{buffer}));
 	if (!defined $n)
 	{
