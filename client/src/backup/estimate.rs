@@ -3,9 +3,9 @@
 
 use protocol::command::SendFileList;
 use protocol::features::Feature;
-use protocol::{BackupPath, Command, SqlState, reply};
+use protocol::{Command, SqlState, reply};
 
-use super::files::each_listed;
+use super::files::{each_listed, listed_path};
 use crate::abort::Abort;
 use crate::error::{Error, Result};
 use crate::output::space::Sizes;
@@ -51,49 +51,8 @@ fn listed(coordinator: &mut Session, abort: &Abort, wal: u64) -> Result<Sizes> {
     each_listed(coordinator, &command, reply::FILE_LIST, abort, |answer, row| {
         let is_file = bytes(answer, row, 1)? == b"f";
         let size = if is_file { number(answer, row, 2)? } else { 0 };
-        sizes.files += u64::from(is_file);
-        // Directories too: a tablespace may have no files.
-        add(&mut sizes, bytes(answer, row, 0)?, size);
+        sizes.add(&listed_path(answer, row)?, is_file, size);
         Ok(())
     })?;
     Ok(sizes)
-}
-
-fn add(sizes: &mut Sizes, name: &[u8], size: u64) {
-    let tablespace = BackupPath::parse(name).ok().and_then(|path| tablespace_of(path.as_bytes()));
-    let sum = match tablespace {
-        Some(oid) => sizes.tablespaces.entry(oid).or_default(),
-        None => &mut sizes.data,
-    };
-    *sum = sum.saturating_add(size);
-}
-
-fn tablespace_of(path: &[u8]) -> Option<u32> {
-    let rest = path.strip_prefix(b"pg_tblspc/")?;
-    let end = memchr::memchr(b'/', rest)?;
-    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_belong_to_tablespaces_by_their_paths() {
-        let mut sizes = Sizes::default();
-        for (name, size) in [
-            (&b"base/5/1"[..], 1),
-            (b"pg_tblspc/16385/PG_18_202506291/5/2", 10),
-            (b"pg_tblspc/16385/PG_18_202506291/5/3", 10),
-            (b"pg_tblspc/notes", 100),
-            (b"pg_tblspc/x/y", 1000),
-            (b"pg_tblspc/16386/PG_18_202506291", 0),
-        ] {
-            add(&mut sizes, name, size);
-        }
-        assert_eq!((sizes.data, sizes.total()), (1101, 1121));
-        assert_eq!(sizes.tablespaces, [(16385, 20), (16386, 0)].into());
-        add(&mut sizes, b"base/5/4", u64::MAX);
-        assert_eq!(sizes.total(), u64::MAX);
-    }
 }

@@ -20,6 +20,7 @@ use crate::fetch::reconnect::Losses;
 use crate::fetch::transfer::Work;
 use crate::options::Wal;
 use crate::output::journal::Journal;
+use crate::output::space::{Room, Sizes};
 use crate::output::{Attributes, MANIFEST, MANIFEST_UNDER_WAY, claim};
 use crate::report;
 use crate::report::progress::Phase;
@@ -39,14 +40,17 @@ impl Backup<'_> {
         start: &Start,
         work: &Work<'_>,
         resumed: Option<&Resumed>,
+        room: Option<&Room>,
     ) -> Result<Stop> {
+        let list = |coordinator: &mut Session| {
+            let sizes = self.list(coordinator, work, start.segment_size.bytes())?;
+            room.map_or(Ok(()), |room| room.check(&work.output.needs(&sizes, Some(&start.tablespaces))))
+        };
         self.fetch(work, coordinator, workers, |coordinator| match resumed {
             // The server may have stopped the backup by now, and have no list any more.
             Some(resumed) if resumed.is_whole() => Ok(()),
-            Some(resumed) => {
-                self.list(coordinator, work).map_err(|error| resumed.explain(error, &self.options.target))
-            }
-            None => self.list(coordinator, work),
+            Some(resumed) => list(coordinator).map_err(|error| resumed.explain(error, &self.options.target)),
+            None => list(coordinator),
         })?;
         work.journal.map_or(Ok(()), Journal::complete)?;
 
@@ -82,15 +86,19 @@ impl Backup<'_> {
         Ok(stop)
     }
 
-    /// The file list: directories are made as they come, files are remembered.
-    pub(super) fn list(&self, coordinator: &mut Session, work: &Work<'_>) -> Result<()> {
+    /// The file list: directories are made as they come, files are remembered. How much is to come, with so many
+    /// bytes of WAL if there is any.
+    fn list(&self, coordinator: &mut Session, work: &Work<'_>, segment: u64) -> Result<Sizes> {
         let command =
             Command::SendFileList(SendFileList { backup_id: Some(work.backup), ..SendFileList::default() });
         let incremental = self.options.incremental.is_some();
         let columns = if incremental { reply::INCREMENTAL_FILE_LIST } else { reply::FILE_LIST };
+        let wal = if self.options.wal == Wal::None { 0 } else { segment };
+        let mut sizes = Sizes { wal, ..Sizes::default() };
         each_listed(coordinator, &command, columns, self.abort, |answer, row| {
-            add_listed(answer, row, work, incremental)
-        })
+            add_listed(answer, row, work, incremental, &mut sizes)
+        })?;
+        Ok(sizes)
     }
 
     /// Fills a queue by `list`, and empties it over all connections, the workers' from the beginning;
@@ -220,17 +228,30 @@ pub(super) fn each_listed(
     Ok(())
 }
 
-fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>, incremental: bool) -> Result<()> {
+/// The path that a row of the list has.
+pub(super) fn listed_path(answer: &QueryResult, row: usize) -> Result<BackupPath> {
     let name = bytes(answer, row, 0)?;
-    let path = BackupPath::parse(name).map_err(|error| {
+    BackupPath::parse(name).map_err(|error| {
         Error::local(format!(
             "server listed an invalid file name \"{}\": {error}",
             String::from_utf8_lossy(name)
         ))
-    })?;
+    })
+}
+
+/// Takes a row; `sizes` is of all that is to come.
+fn add_listed(
+    answer: &QueryResult,
+    row: usize,
+    work: &Work<'_>,
+    incremental: bool,
+    sizes: &mut Sizes,
+) -> Result<()> {
+    let path = listed_path(answer, row)?;
     match bytes(answer, row, 1)? {
         b"d" => {
             let attributes = Attributes { mode: number(answer, row, 4)?, mtime: number(answer, row, 3)? };
+            sizes.add(&path, false, 0);
             work.output.directory(&path, &attributes)?;
             work.journal.map_or(Ok(()), |journal| journal.directory(&path, attributes.mode))
         }
@@ -245,16 +266,19 @@ fn add_listed(answer: &QueryResult, row: usize, work: &Work<'_>, incremental: bo
             }
             let size = number(answer, row, 2)?;
             if !incremental {
+                sizes.add(&path, true, size);
                 work.output.check_path(&path)?;
                 return work.queue.push(&path, size);
             }
             work.increments.listed(size);
             match listed_increment(answer, row, &path)? {
                 None => {
+                    sizes.add(&path, true, size);
                     work.output.check_path(&path)?;
                     work.queue.push(&path, size)
                 }
                 Some(increment) => {
+                    sizes.add(&path, true, increment.size());
                     work.output.check_path(&increment::name_of(&path))?;
                     work.queue.push_noted(&path, increment.size(), |file| {
                         work.increments.insert(file, &increment);

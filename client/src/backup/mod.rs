@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pages::names::NameRules;
-use protocol::{ChecksumAlgorithm, Lsn, SqlState};
+use protocol::{Checkpoint, ChecksumAlgorithm, Lsn, SqlState};
 
 use self::connections::Connections;
 use self::estimate::estimate;
@@ -36,7 +36,8 @@ use crate::fetch::transfer::{PIPELINED_MINIMUM, Work, may_split};
 use crate::limits;
 use crate::options::{Options, Resume, Slot, Sync, Wal};
 use crate::output::cleanup::Cleanup;
-use crate::output::{self, About, Layout, Output, space};
+use crate::output::space::{self, Room, Sizes};
+use crate::output::{self, About, Layout, Output};
 use crate::report;
 use crate::report::progress::{self, Counters, Outcome, Phase, Style};
 use crate::report::summary::{Destination, Facts};
@@ -232,10 +233,13 @@ impl<'a> Backup<'a> {
             self.say("uploading manifest of the prior backup");
             prior = Some(prior_manifest::upload(&mut coordinator, manifest)?);
         }
-        // How much of it an increment has is not known before it starts. Where a process that has gone has left something, there is less to come than that.
         let record = output.resume()?;
-        let sizes = if options.estimate && record.is_none() && options.incremental.is_none() && output.keeps()
-        {
+        // Where a process that has gone has left something, there is less to come than the server knows of.
+        let looks = options.estimate && record.is_none() && output.keeps();
+        // Who waits for a checkpoint that is spread over minutes hears before that there is no room. After a fast one
+        // the list says so soon enough, and each file is looked at once less; of an increment nothing says so before.
+        let is_early = options.checkpoint == Checkpoint::Spread && options.incremental.is_none();
+        let sizes = if looks && is_early {
             let wal = if options.wal == Wal::None { 0 } else { segment_size };
             let sizes = estimate(&mut coordinator, self.abort, wal)?;
             output.check_tablespaces(sizes.tablespaces.len())?;
@@ -290,6 +294,8 @@ impl<'a> Backup<'a> {
         if let Some(sizes) = &sizes {
             space::check(&output.needs(sizes, Some(&start.tablespaces)))?;
         }
+        let nothing = Sizes::default();
+        let room = looks.then(|| Room::now(&output.needs(&nothing, Some(&start.tablespaces))));
         output.prepare(&Layout {
             tablespaces: &start.tablespaces,
             wal_summaries: server_version >= WAL_SUMMARIES_SINCE,
@@ -375,7 +381,8 @@ impl<'a> Backup<'a> {
                 done: resumed.as_ref().map(|resumed| &resumed.files),
                 counters: self.counters,
             };
-            let received = self.receive(&mut coordinator, &mut workers, &start, &work, resumed.as_ref());
+            let received =
+                self.receive(&mut coordinator, &mut workers, &start, &work, resumed.as_ref(), room.as_ref());
             let received = received.and_then(|stop| {
                 if let Some(streamer) = streamer {
                     self.say("waiting for background process to finish streaming ...");

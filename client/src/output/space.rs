@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use protocol::BackupPath;
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs, statvfs};
 use rustix::process::geteuid;
 
@@ -30,6 +31,16 @@ pub struct Sizes {
 }
 
 impl Sizes {
+    /// One file more, or a directory, which has no bytes: a tablespace may have no files.
+    pub fn add(&mut self, path: &BackupPath, is_file: bool, bytes: u64) {
+        self.files += u64::from(is_file);
+        let sum = match tablespace_of(path.as_bytes()) {
+            Some(oid) => self.tablespaces.entry(oid).or_default(),
+            None => &mut self.data,
+        };
+        *sum = sum.saturating_add(bytes);
+    }
+
     /// Of all files.
     pub fn total(&self) -> u64 {
         self.tablespaces.values().fold(self.data, |sum, bytes| sum.saturating_add(*bytes))
@@ -71,30 +82,63 @@ pub fn merged(needs: Vec<Need>) -> Vec<Need> {
 
 /// Fails where a file system has too little room for all that goes there.
 pub fn check(needs: &[Need]) -> Result<()> {
-    // Directories by the file system that they are on.
-    let mut devices: BTreeMap<u64, (Need, PathBuf)> = BTreeMap::new();
+    Room::now(needs).check(needs)
+}
+
+/// What was free where a backup goes, by file system.
+#[derive(Debug)]
+pub struct Room(BTreeMap<u64, u64>);
+
+impl Room {
+    /// What is free now in the directories that are needed.
+    pub fn now(needs: &[Need]) -> Self {
+        Self(
+            on_devices(needs)
+                .into_iter()
+                .filter_map(|(device, on)| Some((device, free(&on.place)?)))
+                .collect(),
+        )
+    }
+
+    /// Fails where that was too little for all that goes there.
+    pub fn check(&self, needs: &[Need]) -> Result<()> {
+        on_devices(needs).into_iter().try_for_each(|(device, OnDevice { need, .. })| {
+            match need.bytes.zip(self.0.get(&device)) {
+                Some((bytes, free)) if *free < bytes => {
+                    let directory = need.directory.display();
+                    Err(Error::local(format!("not enough space for the backup in \"{directory}\""))
+                        .with_detail(format!(
+                            "The backup needs {} on this file system, and {} are free.",
+                            megabytes(bytes),
+                            megabytes(*free)
+                        ))
+                        .with_hint("With --no-estimate-size nobody looks."))
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+}
+
+/// What goes to one file system: all of it under the first directory's name, and a place that is there.
+struct OnDevice {
+    need: Need,
+    place: PathBuf,
+}
+
+fn on_devices(needs: &[Need]) -> BTreeMap<u64, OnDevice> {
+    let mut devices: BTreeMap<u64, OnDevice> = BTreeMap::new();
     for need in needs {
         let Some(place) = existing(&need.directory) else { continue };
         let Ok(found) = fs::metadata(&place) else { continue };
         match devices.get_mut(&found.dev()) {
-            Some((all, _)) => all.add(need.bytes),
+            Some(all) => all.need.add(need.bytes),
             None => {
-                devices.insert(found.dev(), (need.clone(), place));
+                devices.insert(found.dev(), OnDevice { need: need.clone(), place });
             }
         }
     }
-    devices.values().try_for_each(|(need, place)| match need.bytes.zip(free(place)) {
-        Some((bytes, free)) if free < bytes => {
-            Err(Error::local(format!("not enough space for the backup in \"{}\"", need.directory.display()))
-                .with_detail(format!(
-                    "The backup needs {} on this file system, and {} are free.",
-                    megabytes(bytes),
-                    megabytes(free)
-                ))
-                .with_hint("With --no-estimate-size nobody looks."))
-        }
-        _ => Ok(()),
-    })
+    devices
 }
 
 /// Fails where a directory cannot be made, or nothing in it.
@@ -123,6 +167,12 @@ pub fn free(place: &Path) -> Option<u64> {
 /// For people, who want to see what is missing, too.
 pub fn megabytes(bytes: u64) -> String {
     format!("{} MB", bytes.div_ceil(MEGABYTE))
+}
+
+fn tablespace_of(path: &[u8]) -> Option<u32> {
+    let rest = path.strip_prefix(b"pg_tblspc/")?;
+    let end = memchr::memchr(b'/', rest)?;
+    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
 /// The directory, or the one above it that is there.
@@ -157,6 +207,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_free_before_counts() {
+        let place = tempfile::tempdir().unwrap();
+        let Some(free) = free(place.path()) else { return };
+        let there = |bytes| [need(place.path().join("a"), bytes)];
+        let mut room = Room::now(&there(0));
+        room.check(&there(free / 2)).unwrap();
+        // Files of the backup have come meanwhile.
+        room.0.values_mut().for_each(|free| *free = 10);
+        room.check(&there(10)).unwrap();
+        assert!(room.check(&there(11)).is_err());
+        // Nothing is known of another file system.
+        Room(BTreeMap::new()).check(&there(u64::MAX)).unwrap();
+    }
+
+    #[test]
     fn what_nobody_knows_adds_nothing() {
         let directory = PathBuf::from("/");
         let unknown = Need { directory: directory.clone(), bytes: None };
@@ -166,6 +231,28 @@ mod tests {
             merged(vec![unknown.clone(), need(directory.clone(), 1), unknown.clone(), need(directory, 2)]);
         assert_eq!(all.iter().map(|need| need.bytes).collect::<Vec<_>>(), [Some(3)]);
         assert_eq!(merged(vec![unknown.clone(), unknown.clone()]), [unknown]);
+    }
+
+    #[test]
+    fn files_belong_to_tablespaces_by_their_paths() {
+        let mut sizes = Sizes::default();
+        let mut add =
+            |name: &str, bytes| sizes.add(&BackupPath::parse(name.as_bytes()).unwrap(), true, bytes);
+        for (name, bytes) in [
+            ("base/5/1", 1),
+            ("pg_tblspc/16385/PG_18_202506291/5/2", 10),
+            ("pg_tblspc/16385/PG_18_202506291/5/3", 10),
+            ("pg_tblspc/notes", 100),
+            ("pg_tblspc/x/y", 1000),
+            ("pg_tblspc/16386/PG_18_202506291", 0),
+        ] {
+            add(name, bytes);
+        }
+        assert_eq!((sizes.data, sizes.total(), sizes.files), (1101, 1121, 6));
+        assert_eq!(sizes.tablespaces, [(16385, 20), (16386, 0)].into());
+        sizes.add(&BackupPath::parse(b"base/5").unwrap(), false, 0);
+        sizes.add(&BackupPath::parse(b"base/5/4").unwrap(), true, u64::MAX);
+        assert_eq!((sizes.total(), sizes.files), (u64::MAX, 7));
     }
 
     #[test]
