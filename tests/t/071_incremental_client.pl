@@ -251,6 +251,19 @@ refused('before there were summaries', signed($text =~ s{"Start-LSN": "[^"]*"}{"
 	File::Path::remove_tree("$tempdir/large_increment", "$tempdir/large_ts");
 }
 
+# How large an increment is the list says: more than there is room for, though the cluster is larger still.
+{
+	my $large = "$pgdata/large";
+	open(my $file, '>', $large) or die "could not create $large: $!";
+	truncate($file, 3 << 40) or die "could not extend $large: $!";
+	close($file);
+	$node->command_fails_like(
+		[ 'pg_parallel_basebackup', @common, '--checkpoint' => 'spread', '-D' => "$tempdir/roomless", '-T' => "$tempdir/ts=$tempdir/roomless_ts", '-i' => "$tempdir/full2/backup_manifest" ],
+		qr/error: not enough space for the backup in "\Q$tempdir\E\/roomless"\n.*detail: The backup needs 31\d{5} MB/, 'an increment without room');
+	ok(!-e "$tempdir/roomless" && !-e "$tempdir/roomless_ts", 'an increment without room: nothing is left');
+	unlink $large;
+}
+
 # Workers that are terminated: their parts come again.
 $node->safe_psql('postgres', q(UPDATE t SET filler = repeat('y', 700)));
 {
