@@ -33,7 +33,6 @@ pub(super) struct Connections {
     pub(super) reconnect: Reconnect,
     pub(super) system: System,
     pub(super) modes: Modes,
-    pub(super) segment_size: u64,
     pub(super) recovery_settings: Option<Vec<u8>>,
     /// What all transfers ask for.
     pub(super) compression: WireCompression,
@@ -99,7 +98,6 @@ impl Connections {
             check_same(&mut session, &system)?;
             Ok(session)
         })?;
-        let segment_size = parse_size(&coordinator.show("wal_segment_size")?)?;
         let reconnect = Reconnect {
             connector,
             route,
@@ -114,7 +112,6 @@ impl Connections {
             reconnect,
             system,
             modes,
-            segment_size,
             recovery_settings,
             compression,
             lease,
@@ -145,6 +142,11 @@ fn several<T: Send>(count: usize, make: impl Fn() -> Result<T> + Sync) -> Result
         }
         outcome.map(|()| made)
     })
+}
+
+/// How many bytes of WAL a backup has at least, for an estimate: START_BACKUP says itself how long segments are.
+pub(super) fn least_wal(options: &Options, coordinator: &mut Session) -> Result<u64> {
+    if options.wal == Wal::None { Ok(0) } else { parse_size(&coordinator.show("wal_segment_size")?) }
 }
 
 /// `SHOW wal_segment_size`: a number and its unit.

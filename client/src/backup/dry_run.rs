@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::connections::Connections;
+use super::connections::{Connections, least_wal};
 use super::estimate::estimate;
 use super::prior_manifest;
 use crate::abort::Abort;
@@ -22,7 +22,7 @@ pub(super) fn dry_run(
     connections: Connections,
     output: &dyn Output,
 ) -> Result<()> {
-    let Connections { mut coordinator, mut wal, system, segment_size, .. } = connections;
+    let Connections { mut coordinator, mut wal, system, .. } = connections;
     let mut trial = Trial { lines: Vec::new(), problems: Vec::new() };
     let version = coordinator.show("server_version")?;
     trial.say(format!(
@@ -58,7 +58,7 @@ pub(super) fn dry_run(
         }
     }
     let sizes = if options.estimate && options.incremental.is_none() {
-        let wal = if options.wal == Wal::None { 0 } else { segment_size };
+        let wal = least_wal(options, &mut coordinator)?;
         Some(estimate(&mut coordinator, abort, wal)?)
     } else {
         None

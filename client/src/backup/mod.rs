@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use pages::names::NameRules;
 use protocol::{Checkpoint, ChecksumAlgorithm, Lsn, SqlState};
 
-use self::connections::Connections;
+use self::connections::{Connections, least_wal};
 use self::estimate::estimate;
 use self::lease::Held;
 use self::own_files::{BACKUP_LABEL, TABLESPACE_MAP, add_own_file, write_recovery_conf};
@@ -210,7 +210,6 @@ impl<'a> Backup<'a> {
             reconnect,
             system,
             modes,
-            segment_size,
             recovery_settings,
             compression,
             lease,
@@ -240,7 +239,7 @@ impl<'a> Backup<'a> {
         // the list says so soon enough, and each file is looked at once less; of an increment nothing says so before.
         let is_early = options.checkpoint == Checkpoint::Spread && options.incremental.is_none();
         let sizes = if looks && is_early {
-            let wal = if options.wal == Wal::None { 0 } else { segment_size };
+            let wal = least_wal(options, &mut coordinator)?;
             let sizes = estimate(&mut coordinator, self.abort, wal)?;
             output.check_tablespaces(sizes.tablespaces.len())?;
             space::check(&output.needs(&sizes, None))?;
@@ -284,9 +283,6 @@ impl<'a> Backup<'a> {
         }
         if start.system != system.identifier {
             return Err(Error::local("system identifier does not match between connections"));
-        }
-        if start.segment_size.bytes() != segment_size {
-            return Err(Error::local("WAL segment size does not match between connections"));
         }
         // A checkpoint takes its time, and others have the same directories before them.
         self.cleanup.check()?;
@@ -439,7 +435,7 @@ impl<'a> Backup<'a> {
             system_identifier: start.system,
             start: (start.position, start.timeline),
             stop: (stop.position, stop.timeline),
-            segment_size,
+            segment_size: start.segment_size.bytes(),
             tablespaces: start.tablespaces.clone(),
             prior: prior.map(|digest| start::prior(&start.label_file, digest)).transpose()?,
         });
