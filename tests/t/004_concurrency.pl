@@ -14,7 +14,8 @@ use ParallelBackup::Test;
 use constant LARGE => 64 * 1024 * 1024;
 
 # Without full_page_writes the WAL tells whether a backup is running.
-my $node = parallel_node('main', extension => 1, conf => "full_page_writes = off\n");
+# With enough shared buffers for a spread checkpoint to last until somebody has looked at it.
+my $node = parallel_node('main', extension => 1, conf => "full_page_writes = off\nshared_buffers = 16MB\n");
 my $pgdata = $node->data_dir;
 $node->safe_psql('postgres', q(
 	CREATE TABLE t AS SELECT generate_series(1, 1000) AS id;
@@ -257,7 +258,7 @@ for my $death (qw(terminate drop close))
 
 # The coordinator is killed while START_BACKUP waits for a spread checkpoint.
 {
-	$node->safe_psql('postgres', 'CREATE TABLE dirty AS SELECT generate_series(1, 20000) AS id');
+	$node->safe_psql('postgres', 'CREATE TABLE dirty AS SELECT generate_series(1, 200000) AS id');
 	my $coordinator = connection($node);
 	$coordinator->send_query("START_BACKUP (CHECKPOINT 'spread')");
 	ok($node->poll_query_until('postgres',
@@ -275,7 +276,7 @@ for my $death (qw(terminate drop close))
 
 # The coordinator is terminated there.
 {
-	$node->safe_psql('postgres', 'CREATE TABLE dirtier AS SELECT generate_series(1, 20000) AS id');
+	$node->safe_psql('postgres', 'CREATE TABLE dirtier AS SELECT generate_series(1, 200000) AS id');
 	my $coordinator = connection($node);
 	$coordinator->send_query("START_BACKUP (CHECKPOINT 'spread')");
 	ok($node->poll_query_until('postgres',

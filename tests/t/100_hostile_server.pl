@@ -108,6 +108,27 @@ refused('listed: more than there is room for', { listed(entry('base/1/987654', '
 		qr/error: .*(?:path|name)/);
 }
 
+# Totals, which are asked for before a checkpoint that is spread.
+{
+	my $totals = qr/SEND_FILE_LIST *\(.*totals/is;
+	my @spread = ('--checkpoint' => 'spread');
+	my $is_first;
+	my $told = sub {
+		my (@rows) = @_;
+		$is_first = 1;
+		return { command => $totals, row => sub { my ($row) = @_; my @more = $is_first ? @rows : (); $is_first = 0; return (@more, $row) } };
+	};
+	refused("totals: $_->[0]", $told->($_->[1]), $_->[2], @spread)
+	  for ([ 'a size of -1', [ $ts, 1, -1 ], qr/error: .*(?:number|size|value)/ ],
+		[ 'an OID beyond any', [ '4294967296', 1, 1 ], qr/error: .*(?:number|value)/ ]);
+	refused('totals: more than there is room for', { command => $totals, row => sub { return [ $_[0][0], 1, '18446744073709551615' ] } },
+		qr/error: not enough space for the backup/, @spread);
+	my $number = 0;
+	refused("totals: $entries tablespaces that there are not, and then a wrong one",
+		$told->(sub { return $number++ < $entries ? [ 100_000 + $number, 1, 8192 ] : undef }, [ 'evil', 1, 1 ]),
+		qr/error: .*evil/, @spread);
+}
+
 # Frames: one of them becomes these, on the first connection that has it.
 sub instead
 {
@@ -184,10 +205,13 @@ refused("a control file of $_->[0]", { command => 'stop', row => sub { my ($row,
 
 # Sizes in the list are what was, and no more: they may be whatever they like.
 {
-	my $server = ParallelBackup::Hostile->new(node => $node, listed(map { entry("base/1/evil$_", 'f', '18446744073709551615') } 1 .. 4));
-	command_checks_all([ 'pg_parallel_basebackup', '--no-sync', '--checkpoint' => 'fast', '-X' => 'none', '--progress', '-D' => $target, '-T' => "$tempdir/ts=$tempdir/place/new_ts", '-d' => 'host=127.0.0.1 dbname=postgres sslmode=disable gssencmode=disable port=' . $server->port ],
-		0, [qr/^/], [qr/^(?!.*panicked)/s], 'listed: sizes that have no sum, of files that are gone');
-	$server->stop;
+	for my $how ([ '--progress', '-t' => 'blackhole' ], [ '--no-estimate-size', '-D' => $target, '-T' => "$tempdir/ts=$tempdir/place/new_ts" ])
+	{
+		my $server = ParallelBackup::Hostile->new(node => $node, listed(map { entry("base/1/evil$_", 'f', '18446744073709551615') } 1 .. 4));
+		command_checks_all([ 'pg_parallel_basebackup', '--no-sync', '--checkpoint' => 'fast', '-X' => 'none', @$how, '-d' => 'host=127.0.0.1 dbname=postgres sslmode=disable gssencmode=disable port=' . $server->port ],
+			0, [qr/^/], [qr/^(?!.*panicked)/s], "listed: sizes that have no sum, of files that are gone: $how->[0]");
+		$server->stop;
+	}
 	command_ok([ 'pg_verifybackup', '--no-parse-wal', $target ], 'listed: sizes that have no sum: pg_verifybackup');
 	File::Path::remove_tree("$tempdir/place");
 	mkdir "$tempdir/place" or die $!;
