@@ -417,10 +417,11 @@ impl Queue {
             if state.abandoned || state.under_way == 0 && state.listing.is_none() {
                 return Claimed::Done;
             }
-            if !last_look {
-                (state, _) =
-                    self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            // Without patience there is no second look, nor a system call for it.
+            if last_look || patience.is_zero() {
+                break;
             }
+            (state, _) = self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
         }
         // The window was full: it goes on with what it has begun.
         if let Some(split) = state.splits.iter_mut().find(|split| Some(split.file) == own) {
