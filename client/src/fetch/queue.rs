@@ -538,7 +538,7 @@ impl Queue {
                 Some(place) => state.part(place, turn, VecDeque::pop_back),
             };
         };
-        let share = state.cost_left / (self.jobs * SHARES);
+        let share = self.share_of(state.cost_left);
         let mut load = Load::of(share);
         let mut batch = Vec::new();
         let mut current = Some(number);
@@ -593,6 +593,12 @@ impl Queue {
         }
     }
 
+    /// What one batch takes of what is left. A single connection has nobody to come to the end with, and over a long way
+    /// small batches are commands that it waits for.
+    fn share_of(&self, cost_left: u64) -> u64 {
+        if self.jobs == 1 { cost_left } else { cost_left / (self.jobs * SHARES) }
+    }
+
     /// Some of the small files that are listed so far, if they are worth a command by now.
     fn early_batch(&self, list: &FileList, state: &mut State) -> Vec<Item> {
         let mut batch = Vec::new();
@@ -600,7 +606,7 @@ impl Queue {
         if early_cost < MIN_BATCH {
             return batch;
         }
-        let mut load = Load::of(early_cost / (self.jobs * SHARES));
+        let mut load = Load::of(self.share_of(early_cost));
         while let Some(file) = state.listing.as_ref().and_then(|listing| listing.early.front().copied()) {
             let File { size, .. } = list.files[file];
             if !self.has_room(state, size) || !load.takes(cost(size)) {
@@ -792,6 +798,12 @@ mod tests {
         assert!(batches[0] > batches[batches.len() - 2], "{batches:?}");
         assert!(batches.iter().rev().take(8).all(|files| *files <= 64), "{batches:?}");
         assert!(queue.is_complete());
+
+        // A single one takes as many as it may.
+        let queue = sized(&[8192; MAX_FILES_PER_COMMAND + 5], 1);
+        assert_eq!([take(&queue), take(&queue)].map(|batch| batch.len()), [MAX_FILES_PER_COMMAND, 5]);
+        let queue = sized(&[MB - 1; 70], 1);
+        assert_eq!([take(&queue), take(&queue)].map(|batch| batch.len()), [63, 7]);
     }
 
     #[test]
