@@ -142,30 +142,17 @@ for my $what (qw(man bash zsh fish))
 	truncate($file, 15 << 40) or die "could not extend $huge: $!";
 	close($file);
 	my $before = $node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()');
-	my @spread = (@client, '-c' => 'spread');
-	$node->command_fails_like([ @spread, '-D' => "$tempdir/space" ],
-		qr/error: not enough space for the backup in "\Q$tempdir\E\/space"\n.*detail: The backup needs 157\d{5} MB on this file system, and \d+ MB are free\.\n.*hint: With --no-estimate-size/, 'no space');
-	ok(!-e "$tempdir/space", 'no space: no directory');
-	is($node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()'), $before, 'no space: no checkpoint');
-	# After a checkpoint that is fast the list says so.
 	for my $format ([], ['-Ft'], [ '-Ft', '--volumes' ])
 	{
-		my $log = -s $node->logfile;
 		$node->command_fails_like([ @client, @$format, '-D' => "$tempdir/space" ],
-			qr/error: not enough space for the backup in "\Q$tempdir\E\/space"\n.*detail: The backup needs 157\d{5} MB on this file system, and \d+ MB are free\.\n.*hint: With --no-estimate-size/, "no space, in the list: @$format");
-		ok(!-e "$tempdir/space", "no space, in the list: @$format: no directory");
-		$node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM parallel_backup.backups') or die 'a backup is left';
-		unlike(slurp_file($node->logfile, $log), qr/\(ESTIMATE|estimate =>/i, "no space, in the list: @$format: sizes were not asked for");
+			qr/error: not enough space for the backup in "\Q$tempdir\E\/space"\n.*detail: The backup needs 157\d{5} MB on this file system, and \d+ MB are free\.\n.*hint: With --no-estimate-size/, "no space: @$format");
+		ok(!-e "$tempdir/space", "no space: @$format: no directory");
 	}
+	is($node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()'), $before, 'no space: no checkpoint');
 	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-D' => "$tempdir/space" ], 1,
 		[qr/dry run: the backup would fail/], [qr/error: not enough space for the backup/], 'no space: --dry-run');
 	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-D' => "$tempdir/space", '--no-estimate-size' ], 0,
 		[qr/dry run: the backup can be made/], [qr/^$/], '--no-estimate-size does not look');
-	$before = $node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()');
-	$node->command_fails_like([ @spread, '-Ft', '-D' => "$tempdir/space" ],
-		qr/error: not enough space for the backup in "\Q$tempdir\E\/space"\n.*detail: The backup needs 157\d{5} MB/, 'no space for archives');
-	ok(!-e "$tempdir/space", 'no space for archives: no directory');
-	is($node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()'), $before, 'no space for archives: no checkpoint');
 	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', '--gzip', '-D' => "$tempdir/space" ], 0,
 		[qr/dry run: the backup can be made/], [qr/^$/], 'space for archives that are compressed: nobody knows');
 	unlink $huge;
@@ -183,12 +170,9 @@ for my $what (qw(man bash zsh fish))
 	truncate($file, 15 << 40) or die "could not extend $huge: $!";
 	close($file);
 	my @mapping = ('-T' => "$directory=$tempdir/mapped");
-	for my $checkpoint ('spread', 'fast')
-	{
-		$node->command_fails_like([ @client, '-c' => $checkpoint, '-D' => "$tempdir/space", @mapping ],
-			qr/error: not enough space for the backup in/, "no space for a tablespace, $checkpoint");
-		ok(!-e "$tempdir/space" && !-e "$tempdir/mapped", "no space for a tablespace, $checkpoint: nothing is left");
-	}
+	$node->command_fails_like([ @client, '-D' => "$tempdir/space", @mapping ],
+		qr/error: not enough space for the backup in/, 'no space for a tablespace');
+	ok(!-e "$tempdir/space" && !-e "$tempdir/mapped", 'no space for a tablespace: nothing is left');
 	my ($stdout) = run_command([ 'pg_parallel_basebackup', '--dry-run', '-d' => $node->connstr('postgres'), '-D' => "$tempdir/space", @mapping ]);
 	like($stdout, stock_server() ? qr/^directory "\Q$tempdir\E\/mapped": would be created, needs 157\d+ MB/m : qr/^tablespace $oid: needs 157\d+ MB/m,
 		'no space for a tablespace: --dry-run');
@@ -197,14 +181,10 @@ for my $what (qw(man bash zsh fish))
 		[qr/^(?!.*^tablespace).*^directory "\Q$tempdir\E\/space": would be created, needs 157\d+ MB/ms], [qr/error: not enough space for the backup in/], 'no space for the archive of a tablespace: --dry-run');
 	$node->command_checks_all([ 'pg_parallel_basebackup', '--dry-run', '-Ft', '-X' => 'none', '-D' => '-' ], 1,
 		[qr/would fail/], [qr/error: can only write single tablespace to stdout, database has 2/], 'a tablespace on standard output: --dry-run');
-	my $before;
-	for my $checkpoint ('fast', 'spread')
-	{
-		$before = $node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()');
-		$node->command_checks_all([ @client, '-c' => $checkpoint, '-Ft', '-X' => 'none', '-D' => '-' ], 1,
-			[qr/^$/], [qr/error: can only write single tablespace to stdout, database has 2/], "a tablespace on standard output, $checkpoint");
-	}
-	is($node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()'), $before, 'a tablespace on standard output, spread: no checkpoint');
+	my $before = $node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()');
+	$node->command_checks_all([ @client, '-Ft', '-X' => 'none', '-D' => '-' ], 1,
+		[qr/^$/], [qr/error: can only write single tablespace to stdout, database has 2/], 'a tablespace on standard output');
+	is($node->safe_psql('postgres', 'SELECT checkpoint_lsn FROM pg_control_checkpoint()'), $before, 'a tablespace on standard output: no checkpoint');
 	unlink $huge;
 	$node->command_ok([ @client, '-D' => "$tempdir/space", @mapping ], 'space for a tablespace');
 	command_ok([ 'pg_verifybackup', "$tempdir/space" ], 'space for a tablespace: pg_verifybackup');

@@ -108,25 +108,24 @@ refused('listed: more than there is room for', { listed(entry('base/1/987654', '
 		qr/error: .*(?:path|name)/);
 }
 
-# Totals, which are asked for before a checkpoint that is spread.
+# Totals, which are asked for before the backup starts.
 {
 	my $totals = qr/SEND_FILE_LIST *\(.*totals/is;
-	my @spread = ('--checkpoint' => 'spread');
 	my $is_first;
 	my $told = sub {
 		my (@rows) = @_;
 		$is_first = 1;
 		return { command => $totals, row => sub { my ($row) = @_; my @more = $is_first ? @rows : (); $is_first = 0; return (@more, $row) } };
 	};
-	refused("totals: $_->[0]", $told->($_->[1]), $_->[2], @spread)
+	refused("totals: $_->[0]", $told->($_->[1]), $_->[2])
 	  for ([ 'a size of -1', [ $ts, 1, -1 ], qr/error: .*(?:number|size|value)/ ],
 		[ 'an OID beyond any', [ '4294967296', 1, 1 ], qr/error: .*(?:number|value)/ ]);
 	refused('totals: more than there is room for', { command => $totals, row => sub { return [ $_[0][0], 1, '18446744073709551615' ] } },
-		qr/error: not enough space for the backup/, @spread);
+		qr/error: not enough space for the backup/);
 	my $number = 0;
 	refused("totals: $entries tablespaces that there are not, and then a wrong one",
 		$told->(sub { return $number++ < $entries ? [ 100_000 + $number, 1, 8192 ] : undef }, [ 'evil', 1, 1 ]),
-		qr/error: .*evil/, @spread);
+		qr/error: .*evil/);
 }
 
 # Frames: one of them becomes these, on the first connection that has it.

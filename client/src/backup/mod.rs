@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use pages::names::NameRules;
-use protocol::{Checkpoint, ChecksumAlgorithm, Lsn, SqlState};
+use protocol::{ChecksumAlgorithm, Lsn, SqlState};
 
 use self::connections::{Connections, least_wal};
 use self::estimate::estimate;
@@ -235,10 +235,8 @@ impl<'a> Backup<'a> {
         let record = output.resume()?;
         // Where a process that has gone has left something, there is less to come than the server knows of.
         let looks = options.estimate && record.is_none() && output.keeps();
-        // Who waits for a checkpoint that is spread over minutes hears before that there is no room. After a fast one
-        // the list says so soon enough, and each file is looked at once less; of an increment nothing says so before.
-        let is_early = options.checkpoint == Checkpoint::Spread && options.incremental.is_none();
-        let sizes = if looks && is_early {
+        // Of an increment nothing but the list says how large it is.
+        let sizes = if looks && options.incremental.is_none() {
             let wal = least_wal(options, &mut coordinator)?;
             let sizes = estimate(&mut coordinator, self.abort, wal)?;
             output.check_tablespaces(sizes.tablespaces.len())?;
