@@ -128,11 +128,11 @@ impl RelationDir {
     }
 }
 
-/// What the entry `name` of `directory` is to a backup, by names alone. `directory` is relative
-/// to the data directory and empty for it, a tablespace's files stand under `pg_tblspc/<oid>`.
+/// What the entry `name` of `directory` is to a backup, by names alone; `path` is both together. `directory` is
+/// relative to the data directory and empty for it, a tablespace's files stand under `pg_tblspc/<oid>`.
 ///
 /// Left to the caller: what kind of file it is, and whether the relation is unlogged.
-pub fn verdict<'a>(layout: &'a Layout, directory: &[u8], name: &[u8]) -> Verdict<'a> {
+pub fn verdict<'a>(layout: &'a Layout, directory: &[u8], name: &[u8], path: &[u8]) -> Verdict<'a> {
     if name.starts_with(TEMP_FILE_PREFIX)
         || name == MACOS_FILE
         || EXCLUDED_FILES.contains(&name)
@@ -144,7 +144,6 @@ pub fn verdict<'a>(layout: &'a Layout, directory: &[u8], name: &[u8]) -> Verdict
     if RelationDir::of(layout, directory).is_some_and(|dir| dir.database != 0) && is_temporary(name) {
         return Verdict::Excluded;
     }
-    let path = join(directory, name);
     if path == CONTROL_FILE {
         return Verdict::Excluded;
     }
@@ -168,7 +167,7 @@ pub fn verdict<'a>(layout: &'a Layout, directory: &[u8], name: &[u8]) -> Verdict
         return Verdict::Excluded;
     }
     // A tablespace inside the data directory is sent as a tablespace, not a second time here.
-    if layout.is_tablespace(&path) {
+    if layout.is_tablespace(path) {
         return Verdict::Emptied;
     }
     Verdict::Included
@@ -209,7 +208,8 @@ pub fn member<'a>(layout: &'a Layout, path: &BackupPath) -> Option<Member<'a>> {
     let mut components = path.components().peekable();
     while let Some(name) = components.next() {
         let last = components.peek().is_none();
-        match verdict(layout, &directory, name) {
+        let below = join(&directory, name);
+        match verdict(layout, &directory, name, &below) {
             Verdict::Excluded => return None,
             Verdict::Included => {}
             Verdict::Tablespace(space) => tablespace = Some(space),
@@ -230,7 +230,7 @@ pub fn member<'a>(layout: &'a Layout, path: &BackupPath) -> Option<Member<'a>> {
                 pages: layout.names.pages(name, file, below_relations),
             });
         }
-        directory = join(&directory, name);
+        directory = below;
     }
     None
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
-use walkdir::WalkDir;
+use walkdir::{DirEntry, WalkDir};
 
 use crate::cluster::contents::{Verdict, WAL_DIR, init_fork, join, verdict};
 use crate::cluster::{Layout, Tablespace};
@@ -111,10 +111,10 @@ impl Walk<'_> {
                 self.directory(top, metadata.map_err(Into::into), visitor)?;
                 continue;
             }
-            let directory = entry.path().parent().unwrap_or(Path::new(""));
             let here = match &mut here {
-                Some(here) if here.path.as_os_str() == directory.as_os_str() => here,
+                Some(here) if here.has(&entry) => here,
                 last => {
+                    let directory = entry.path().parent().unwrap_or(Path::new(""));
                     match OpenDirectory::open(&start, directory, self.relative(&start, top, directory))? {
                         Some(opened) => last.insert(opened),
                         None => continue,
@@ -122,14 +122,14 @@ impl Walk<'_> {
                 }
             };
             let name = entry.file_name().as_bytes();
-            let found = verdict(self.layout, &here.relative, name);
+            let path = join(&here.relative, name);
+            let found = verdict(self.layout, &here.relative, name, &path);
             if found == Verdict::Excluded || self.is_unlogged(here, name, visitor)? {
                 if entry.file_type().is_dir() {
                     walk.skip_current_dir();
                 }
                 continue;
             }
-            let path = join(&here.relative, name);
             let status = match here.status(name) {
                 Ok(status) => status,
                 Err(error) if is_gone(&error) => continue,
@@ -208,6 +208,10 @@ impl Walk<'_> {
     /// Whether the name is a fork of an unlogged relation other than the init fork: replay makes
     /// those anew.
     fn is_unlogged(&self, here: &mut OpenDirectory, name: &[u8], visitor: &mut impl Visitor) -> Result<bool> {
+        // As most directories are: names need not be taken apart.
+        if here.init_forks.as_ref().is_some_and(HashSet::is_empty) {
+            return Ok(false);
+        }
         match init_fork(self.layout, &here.relative, name) {
             Some(init_fork) => Ok(here.init_forks(visitor)?.contains(&init_fork)),
             None => Ok(false),
@@ -256,6 +260,14 @@ impl OpenDirectory {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(error) => Err(Error::io("open directory", &relative, error.into())),
         }
+    }
+
+    /// Whether it is the directory of an entry. Bytes are compared, not components: this is asked for each file.
+    fn has(&self, entry: &DirEntry) -> bool {
+        let path = entry.path().as_os_str().as_bytes();
+        let directory =
+            path.strip_suffix(entry.file_name().as_bytes()).and_then(|path| path.strip_suffix(b"/"));
+        directory == Some(self.path.as_os_str().as_bytes())
     }
 
     fn status(&self, name: &[u8]) -> io::Result<Status> {

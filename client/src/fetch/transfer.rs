@@ -896,7 +896,8 @@ mod tests {
             copy(&[file(PATH, 3 * BLOCK as u64, 0, &bad)]),
             copy(&[file(OTHER, 3 * BLOCK as u64, 0, &good)]),
         );
-        let case = Case { size: 3 << 20, others: &[OTHER], ..CASE };
+        // A single connection would ask for both at once.
+        let case = Case { size: 3 << 20, others: &[OTHER], jobs: 2, ..CASE };
         for pipelined in [false, true] {
             // The server says the rest of the first once it has read the second command.
             let half = first.len() / 2;

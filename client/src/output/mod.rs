@@ -134,7 +134,7 @@ pub trait Output: Send + Sync {
     /// A directory that the server listed.
     fn directory(&self, path: &BackupPath, attributes: &Attributes) -> Result<()>;
 
-    /// A piece begins to come. `None` if nothing is kept of it.
+    /// A piece begins to come. `None` if nothing is written of it.
     fn begin(&self, piece: &Piece<'_>) -> Result<Option<Arc<dyn OutputFile>>>;
 
     /// A piece that came, to be corrected. `None` if nothing is kept of it.

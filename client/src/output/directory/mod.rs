@@ -34,6 +34,9 @@ use crate::{os, report};
 /// written at once do not lie in pieces between each other.
 const PREALLOCATED: u64 = 1 << 20;
 
+/// Bytes of the manifest that are written at once: a cluster of a million files has 150 MB of it.
+const MANIFEST_BUFFER: usize = 256 << 10;
+
 /// A plain backup.
 pub struct Directory<'a> {
     options: &'a Options,
@@ -197,6 +200,9 @@ impl Output for Directory<'_> {
     }
 
     fn begin(&self, piece: &Piece<'_>) -> Result<Option<Arc<dyn OutputFile>>> {
+        if piece.part.is_none() && piece.size == 0 {
+            return self.target.create_empty(piece.path).map(|()| None);
+        }
         if piece.part.is_none() {
             return Ok(Some(Arc::new(self.create(piece.path, piece.size)?)));
         }
@@ -256,7 +262,8 @@ impl Output for Directory<'_> {
 
     fn manifest(&self) -> Result<Option<Box<dyn Write + Send>>> {
         let path = self.own_path(MANIFEST_UNDER_WAY);
-        Ok(Some(Box::new(BufWriter::new(self.target.create(&path, self.target.modes().file)?))))
+        let file = self.target.create(&path, self.target.modes().file)?;
+        Ok(Some(Box::new(BufWriter::with_capacity(MANIFEST_BUFFER, file))))
     }
 
     fn wal(&self) -> Result<Box<dyn WalOutput + '_>> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pages::relation;
 use protocol::BackupPath;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::resume::is_same_place;
@@ -137,6 +137,19 @@ impl Target {
         .map_err(failed)
     }
 
+    /// Makes a file that the server listed and that has nothing in it: it need not be opened for that. Never through a
+    /// link.
+    pub fn create_empty(&self, path: &BackupPath) -> Result<()> {
+        let (directory, name) = relation::split(path.as_bytes());
+        let directory = self.directory(directory)?;
+        match rustix::fs::mknodat(&directory, name, FileType::RegularFile, Mode::from_raw_mode(USUAL_MODE), 0)
+        {
+            Ok(()) => Ok(()),
+            // Something is there, or cannot be made so on this file system: opening it says what is wrong, if anything.
+            Err(_) => self.create_listed(path).map(drop),
+        }
+    }
+
     /// Gives a listed file that is complete the mode that the server has it with.
     pub fn set_mode(&self, path: &BackupPath, mode: u32) -> Result<()> {
         if mode & 0o7777 == USUAL_MODE { Ok(()) } else { self.set_mode_of(path, mode) }
@@ -243,6 +256,15 @@ mod tests {
             let found = fs::metadata(elsewhere.path().join("a")).unwrap();
             assert_eq!(found.permissions().mode() & 0o7777, mode);
         }
+        fs::write(elsewhere.path().join("a"), "of an earlier try").unwrap();
+        for _ in 0..2 {
+            target.create_empty(&file).unwrap();
+            let found = fs::metadata(elsewhere.path().join("a")).unwrap();
+            assert!(found.is_file() && found.len() == 0);
+            target.remove(&file).unwrap();
+        }
+        target.create_empty(&file).unwrap();
+        assert_eq!(fs::metadata(elsewhere.path().join("a")).unwrap().permissions().mode() & 0o7777, 0o600);
         drop(target.open_listed(&file).unwrap());
         drop(target.create(&target.path(&file), 0o640).unwrap());
         let found = fs::metadata(elsewhere.path().join("a")).unwrap();
@@ -262,6 +284,7 @@ mod tests {
         assert!(target.make_listed(&BackupPath::from_bytes("base").unwrap(), 0o700).is_err());
         assert!(target.create(&place.path().join("f"), 0o600).is_err());
         assert!(target.create_listed(&BackupPath::from_bytes("f").unwrap()).is_err());
+        assert!(target.create_empty(&BackupPath::from_bytes("f").unwrap()).is_err());
         assert!(!elsewhere.path().join("f").exists());
     }
 }
