@@ -81,8 +81,12 @@ sub backup_through
 	if (!eval { $run->finish; 1 })
 	{
 		$run->signal('TERM');
-		$patience->reset;
-		$run->finish;
+		$patience->start($PostgreSQL::Test::Utils::timeout_default);
+		if (!eval { $run->finish; 1 })
+		{
+			fail('a client that is told to end does so');
+			$run->kill_kill;
+		}
 	}
 	my $code = $run->full_result;
 	$proxy->stop;

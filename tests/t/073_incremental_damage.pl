@@ -58,8 +58,12 @@ CONF
 		if (!eval { $run->finish; 1 })
 		{
 			$run->signal('TERM');
-			$patience->reset;
-			$run->finish;
+			$patience->start($PostgreSQL::Test::Utils::timeout_default);
+			if (!eval { $run->finish; 1 })
+			{
+				fail('a client that is told to end does so');
+				$run->kill_kill;
+			}
 		}
 		my $good = $run->full_result == 0;
 		$proxy->stop;

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::mem::transmute;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -71,11 +71,17 @@ impl Tls {
         self.run(|| unsafe { (self.functions.read)(self.ssl.as_ptr(), buffer.as_mut_ptr().cast(), most) })
     }
 
-    /// Writes. After `Want...` the same bytes must be offered again.
+    /// Writes at least one of the bytes. After `Want...` the same ones must be offered again. That the other side has
+    /// closed the connection, which reading takes for its end, is an error: whoever writes would try for ever.
     pub fn write(self, bytes: &[u8]) -> io::Result<Step> {
         let most = c_int::try_from(bytes.len()).unwrap_or(c_int::MAX);
         // SAFETY: by the contract of `new`; the bytes are readable for that length.
-        self.run(|| unsafe { (self.functions.write)(self.ssl.as_ptr(), bytes.as_ptr().cast(), most) })
+        let step =
+            self.run(|| unsafe { (self.functions.write)(self.ssl.as_ptr(), bytes.as_ptr().cast(), most) })?;
+        if matches!(step, Step::Done(0)) {
+            return Err(io::Error::new(ErrorKind::BrokenPipe, "SSL connection has been closed unexpectedly"));
+        }
+        Ok(step)
     }
 
     fn run(self, call: impl FnOnce() -> c_int) -> io::Result<Step> {
@@ -147,8 +153,14 @@ mod tests {
         errno::set_errno(errno::Errno(libc::EPIPE));
         -1
     }
+    unsafe extern "C" fn take_nothing(_: *mut c_void, _: *const c_void, _: c_int) -> c_int {
+        -1
+    }
     unsafe extern "C" fn syscall(_: *const c_void, _: c_int) -> c_int {
         SSL_ERROR_SYSCALL
+    }
+    unsafe extern "C" fn zero_return(_: *const c_void, _: c_int) -> c_int {
+        SSL_ERROR_ZERO_RETURN
     }
     unsafe extern "C" fn clear() {}
     unsafe extern "C" fn next() -> c_ulong {
@@ -173,5 +185,22 @@ mod tests {
         assert!(matches!(tls.read(&mut [0; 8]), Ok(Step::Done(0))));
         let error = tls.write(&[0]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPIPE));
+    }
+
+    #[test]
+    fn nobody_goes_on_to_write_what_nobody_takes() {
+        for get_error in [syscall, zero_return] {
+            let functions: &'static Functions = Box::leak(Box::new(Functions {
+                read: end_of_socket,
+                write: take_nothing,
+                get_error,
+                clear_errors: clear,
+                next_error: next,
+                reason,
+            }));
+            let tls = Tls { ssl: NonNull::dangling(), functions };
+            assert!(matches!(tls.read(&mut [0; 8]), Ok(Step::Done(0))));
+            assert_eq!(tls.write(&[0]).unwrap_err().kind(), ErrorKind::BrokenPipe);
+        }
     }
 }
