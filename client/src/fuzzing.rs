@@ -14,6 +14,7 @@ use crate::chunk::Chunk;
 use crate::error::{Error, Result};
 use crate::fetch::receive::{Checks, PageRule, Received, Receiver, Sink};
 use crate::restore;
+use crate::server::result::ResultSet;
 use crate::server::wire::{Event, Wire};
 
 /// Counts what is handed on of each file, which must be what was announced.
@@ -92,6 +93,44 @@ pub fn transfer(pieces: &[&[u8]]) {
     }
     if receiver.finish().is_ok() {
         assert_eq!(sink.done, wanted.len());
+    }
+}
+
+/// Result sets that are read past libpq, in these pieces.
+pub fn results(pieces: &[&[u8]]) {
+    let (mut wire, mut set) = (Wire::new(), ResultSet::default());
+    for piece in pieces {
+        let mut rest = *piece;
+        while !rest.is_empty() {
+            let space = wire.space();
+            let count = space.len().min(rest.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            wire.filled(count);
+            rest = &rest[count..];
+            loop {
+                let outcome = match wire.next() {
+                    Ok(None) => break,
+                    Ok(Some(Event::Columns(columns))) => set.describe(columns),
+                    Ok(Some(Event::Row(row))) => set.add(row),
+                    Ok(Some(Event::Complete(tag))) => {
+                        let whole = std::mem::take(&mut set).complete(tag);
+                        // Each row has a value or none for each column, and nothing else.
+                        for row in 0..whole.rows() {
+                            assert!(
+                                (whole.columns()..whole.columns() + 2)
+                                    .all(|at| whole.value(row, at).is_none())
+                            );
+                        }
+                        Ok(())
+                    }
+                    Ok(Some(_)) => Ok(()),
+                    Err(_) => return,
+                };
+                if outcome.is_err() {
+                    return;
+                }
+            }
+        }
     }
 }
 

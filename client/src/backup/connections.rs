@@ -67,7 +67,7 @@ impl Connections {
                 Lease::Never
             }
         };
-        let modes = Modes::of_data_directory(&coordinator.show("data_directory_mode")?)?;
+        let modes = Modes::of_data_directory(&coordinator.show(route::MODE_SETTING)?)?;
         let system = coordinator.identify_system()?;
         let compression = compression::of_server(options, &mut coordinator)?;
         let recovery_settings = options.write_recovery_conf.then(|| {
@@ -146,7 +146,7 @@ fn several<T: Send>(count: usize, make: impl Fn() -> Result<T> + Sync) -> Result
 
 /// How many bytes of WAL a backup has at least, for an estimate: START_BACKUP says itself how long segments are.
 pub(super) fn least_wal(options: &Options, coordinator: &mut Session) -> Result<u64> {
-    if options.wal == Wal::None { Ok(0) } else { parse_size(&coordinator.show("wal_segment_size")?) }
+    if options.wal == Wal::None { Ok(0) } else { parse_size(&coordinator.show(route::SEGMENT_SIZE_SETTING)?) }
 }
 
 /// `SHOW wal_segment_size`: a number and its unit.

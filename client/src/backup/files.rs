@@ -25,8 +25,9 @@ use crate::output::{Attributes, MANIFEST, MANIFEST_UNDER_WAY, claim};
 use crate::report;
 use crate::report::progress::Phase;
 use crate::server::connection::{Session, bytes, check_columns, number};
-use crate::server::pq::{QueryResult, Status};
+use crate::server::pq::Status;
 use crate::server::reply::Reply;
+use crate::server::result::QueryResult;
 
 /// What the server never lists, because it does not belong into a copy as it lies on its disk.
 const NEVER_LISTED: [&str; 5] = [BACKUP_LABEL, TABLESPACE_MAP, MANIFEST, MANIFEST_UNDER_WAY, CONTROL_FILE];

@@ -1,6 +1,7 @@
 //! A backup that the server keeps when the connection that coordinates it is lost (`docs/protocol.md`, Leases):
 //! coming back to it, and giving it up in the end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use super::Backup;
 use super::start::Start;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::reconnect::{Losses, Reconnect};
-use crate::options::Lease;
+use crate::options::{Lease, Wal};
 use crate::report;
 use crate::server::connection::Session;
 use crate::server::farewell;
@@ -33,6 +34,8 @@ pub(super) struct Held {
     /// What it must be, whoever comes back to it.
     start: Start,
     losses: Mutex<Losses>,
+    /// Whether the server has let it go.
+    is_released: AtomicBool,
 }
 
 impl Held {
@@ -41,7 +44,8 @@ impl Held {
         let is_light = lease == Lease::Light;
         let lease = Duration::from_secs(u64::from(seconds));
         let losses = Mutex::new(Losses::new(Some(lease)));
-        Self { id: start.id, lease, is_light, start: start.clone(), losses }
+        let is_released = AtomicBool::new(false);
+        Self { id: start.id, lease, is_light, start: start.clone(), losses, is_released }
     }
 
     /// Its name.
@@ -258,7 +262,27 @@ impl Backup<'_> {
         });
     }
 
+    /// Whether the backup can be released as soon as it is stopped, in the same round trip: where nothing is kept of it, and nothing
+    /// is to come, nobody would go on with it then. Who has asked for a lease has it until the answer is there.
+    pub(super) fn is_released_with_stop(&self) -> bool {
+        self.options.discard
+            && self.options.wal == Wal::None
+            && self.held.get().is_some_and(|held| held.is_light)
+    }
+
+    /// The server has released it.
+    pub(super) fn released(&self) {
+        if let Some(held) = self.held.get() {
+            held.is_released.store(true, Ordering::Relaxed);
+            farewell::forget();
+            self.say("released the backup on the server");
+        }
+    }
+
     fn let_go(&self, held: &Held, reconnect: &Reconnect, mut coordinator: Option<Session>) {
+        if held.is_released.load(Ordering::Relaxed) {
+            return;
+        }
         let patience = if held.is_light { LIGHT_RELEASE_PATIENCE } else { RELEASE_PATIENCE };
         let end = Instant::now() + patience.min(held.lease);
         let mut attempt = |deadline: Instant| -> Result<()> {
@@ -278,10 +302,7 @@ impl Backup<'_> {
             outcome => outcome.map(Some),
         };
         match released {
-            Ok(Some(())) => {
-                farewell::forget();
-                self.say("released the backup on the server");
-            }
+            Ok(Some(())) => self.released(),
             // The answer was lost, or the lease is over.
             Err(error) if error.is_server(SqlState::UNDEFINED_OBJECT) => {}
             Ok(None) => {}

@@ -42,7 +42,7 @@ use crate::report;
 use crate::report::progress::{self, Counters, Outcome, Phase, Style};
 use crate::report::summary::{Destination, Facts};
 use crate::server::connection::{Session, number};
-use crate::server::pq::QueryResult;
+use crate::server::result::QueryResult;
 use crate::wal::stream::{self, End, Plan, quoted_identifier};
 
 /// 42710: there is a slot of that name.

@@ -12,8 +12,8 @@ use crate::output::Tablespace;
 use crate::report;
 use crate::report::progress::Phase;
 use crate::server::connection::{Session, bytes, number};
-use crate::server::pq::QueryResult;
 use crate::server::reply::Reply;
+use crate::server::result::QueryResult;
 use crate::wal::SegmentSize;
 
 /// What START_BACKUP said.

@@ -11,8 +11,8 @@ use crate::manifest::WalRange;
 use crate::options::Wal;
 use crate::report;
 use crate::server::connection::{Session, number, text};
-use crate::server::pq::QueryResult;
 use crate::server::reply::Reply;
+use crate::server::result::QueryResult;
 
 /// How long STOP_BACKUP is tried again while the server still ends transfers that we lost.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
@@ -41,10 +41,18 @@ impl Backup<'_> {
             ..StopBackup::default()
         };
         let mut may_terminate = true;
+        // A transfer that the server may not have ended yet would have STOP_BACKUP refused, and tried again.
+        let released_too = lost.is_empty() && self.is_released_with_stop();
+        let release = Command::Release(Some(id));
         let doing = |error: Error| error.context("backup failed");
         let began = Instant::now();
         let (first, mut reply) = loop {
-            coordinator.send_command(&Command::StopBackup(command.clone()))?;
+            let stop = Command::StopBackup(command.clone());
+            if released_too {
+                coordinator.send_commands(&[&stop, &release])?;
+            } else {
+                coordinator.send_command(&stop)?;
+            }
             let mut reply = Reply::new(coordinator);
             match reply.result_set(coordinator, reply::STOP) {
                 // The server may not have noticed yet that a transfer has nobody to read it.
@@ -96,6 +104,10 @@ impl Backup<'_> {
                 stop.checksum_failures = stop.checksum_failures.max(1);
             }
             result => result.map_err(|error| error.context("final receive failed"))?,
+        }
+        // If not it is tried once more in the end, and said.
+        if released_too && coordinator.finish().is_ok() {
+            self.released();
         }
         Ok(stop)
     }

@@ -9,6 +9,7 @@ pub mod farewell;
 pub mod pq;
 pub mod prompt;
 pub mod reply;
+pub mod result;
 pub mod route;
 pub mod tls;
 pub mod wire;

@@ -27,10 +27,13 @@ pub struct Pg {
 // that changes it takes `&mut self`; those that take `&self` only read and `Pg` is not Sync.
 unsafe impl Send for Pg {}
 
-/// A result of a command.
-pub struct QueryResult {
+/// A result of a command that libpq has read.
+pub struct PgResult {
     raw: NonNull<pq_sys::PGresult>,
 }
+
+// SAFETY: nothing changes a result once libpq has handed it out, and its documentation lets it be passed between threads.
+unsafe impl Send for PgResult {}
 
 /// One CopyData message, freed by libpq.
 pub struct CopyData {
@@ -278,9 +281,9 @@ impl Pg {
     }
 
     /// The next result of the command, `None` after the last.
-    pub fn result(&mut self) -> Option<QueryResult> {
+    pub fn result(&mut self) -> Option<PgResult> {
         // SAFETY: the connection is live; the result is owned from here on.
-        NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) }).map(|raw| QueryResult { raw })
+        NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) }).map(|raw| PgResult { raw })
     }
 
     /// The next CopyData message, if one is complete.
@@ -379,7 +382,7 @@ impl Drop for Pg {
     }
 }
 
-impl QueryResult {
+impl PgResult {
     /// How the command went.
     pub fn status(&self) -> Status {
         // SAFETY: the result is live.
@@ -445,13 +448,13 @@ impl QueryResult {
     }
 }
 
-impl fmt::Debug for QueryResult {
+impl fmt::Debug for PgResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "QueryResult({:?})", self.status())
+        write!(f, "PgResult({:?})", self.status())
     }
 }
 
-impl Drop for QueryResult {
+impl Drop for PgResult {
     fn drop(&mut self) {
         // SAFETY: the result is live, and nobody can use it afterwards.
         unsafe { pq_sys::PQclear(self.raw.as_ptr()) }

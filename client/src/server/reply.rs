@@ -6,7 +6,8 @@ use protocol::reply::{CHECKSUM, Column};
 
 use crate::error::{Error, Result};
 use crate::server::connection::Session;
-use crate::server::pq::{QueryResult, Status};
+use crate::server::pq::Status;
+use crate::server::result::QueryResult;
 
 /// The reply to a command, as far as it has come.
 #[derive(Debug)]

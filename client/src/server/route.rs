@@ -9,10 +9,16 @@ use protocol::SqlState;
 use protocol::features::{self, Features};
 
 use crate::error::{Error, Kind, Result};
-use crate::server::connection::{Connector, Route, Session, number, text};
+use crate::server::connection::{Connector, IDENTIFY_SYSTEM, Route, Session, number, show, text};
 
 /// What every server that has loaded the library has; "on" where it has the grammar.
 const GRAMMAR_SETTING: &str = "pg_parallel_backup.replication_grammar";
+
+/// The mode of the data directory, `0700` or `0750`.
+pub const MODE_SETTING: &str = "data_directory_mode";
+
+/// How long WAL segments are: a number and its unit.
+pub const SEGMENT_SIZE_SETTING: &str = "wal_segment_size";
 
 /// What to do where nothing is installed.
 const HOW_TO_INSTALL: &str = "Install the extension pg_parallel_backup on the server, add it to \
@@ -33,6 +39,10 @@ pub fn find(connector: &mut Connector, streaming: bool) -> Result<Session> {
     let refusal = match connector.connect(Route::Replication) {
         Ok(mut session) => {
             connector.pin(&session);
+            // What the backup asks for before it starts: over a long way one answer takes as long as all of them.
+            let settings = [GRAMMAR_SETTING, features::SETTING, MODE_SETTING, SEGMENT_SIZE_SETTING];
+            let questions = settings.map(show).into_iter().chain([IDENTIFY_SYSTEM.to_owned()]);
+            session.ask_together(&questions.collect::<Vec<_>>())?;
             if has_grammar(&mut session)? {
                 return Ok(session);
             }

@@ -1,4 +1,4 @@
-//! The server's messages during a COPY, taken apart in the buffer that the socket was read into.
+//! The server's messages past libpq, those of a COPY above all, taken apart in the buffer that the socket was read into.
 //!
 //! libpq gathers every message whole, in one buffer, and copies it into another: for file bytes that
 //! costs more than all that is done with them here. So `connection` reads the socket, or TLS, itself
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use protocol::frame::DATA_TAG;
 
 use crate::chunk::Chunk;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Bytes read at once: several times what a Unix socket takes in one piece, and still in the
 /// second-level cache when they are verified, checksummed and written.
@@ -53,8 +53,12 @@ pub enum Event<'a> {
     Data(Chunk<'a>),
     /// CopyDone.
     CopyDone,
-    /// CommandComplete.
-    Complete,
+    /// RowDescription, as it came.
+    Columns(&'a [u8]),
+    /// DataRow, as it came.
+    Row(&'a [u8]),
+    /// CommandComplete, with its tag.
+    Complete(&'a [u8]),
     /// ErrorResponse.
     Error(Report),
     /// NoticeResponse.
@@ -251,7 +255,9 @@ impl Wire {
                 b'd' => Event::Message(body),
                 b'H' => Event::CopyBegins,
                 b'c' => Event::CopyDone,
-                b'C' => Event::Complete,
+                b'T' => Event::Columns(body),
+                b'D' => Event::Row(body),
+                b'C' => Event::Complete(body.strip_suffix(&[0]).unwrap_or(body)),
                 b'E' => Event::Error(Report::read(body, true)),
                 b'N' => Event::Notice(Report::read(body, false)),
                 b'Z' => Event::Ready,
@@ -286,6 +292,15 @@ impl Wire {
 impl Default for Wire {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl From<Report> for Error {
+    fn from(report: Report) -> Self {
+        match report.state {
+            Some(state) if !report.is_fatal => Self::new(Kind::Server(state), report.text),
+            _ => Self::connection(report.text),
+        }
     }
 }
 

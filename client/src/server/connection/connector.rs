@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
+use super::together::Together;
 use super::{Route, Session};
 use crate::abort::Abort;
 use crate::error::{Error, Result};
@@ -162,6 +163,8 @@ impl Connector {
             deadline,
             wire: None,
             ahead: None,
+            together: Together::default(),
+            answered: Vec::new(),
             features: None,
             waited: Cell::default(),
         }

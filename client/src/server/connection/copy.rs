@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 
+use super::together::last_words;
 use super::{Session, unexpected};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::report;
 use crate::server::pq::Status;
 use crate::server::tls::Step;
@@ -24,7 +25,7 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    fn new(kind: u8, text: &[u8]) -> Result<Self> {
+    pub(super) fn new(kind: u8, text: &[u8]) -> Result<Self> {
         let length = u32::try_from(text.len() + 5).map_err(|_| Error::local("command is too long"))?;
         let message = [&[kind][..], &length.to_be_bytes(), text, &[0]].concat();
         Ok(Self { message, sent: 0, waits_for: PollFlags::OUT })
@@ -70,12 +71,7 @@ impl Session {
             None => Ahead::new(b'Q', command)?,
         };
         self.running = true;
-        while !message.is_sent() {
-            self.send_some(&mut message)?;
-            if !message.is_sent() {
-                self.wait_for(message.waits_for, None, None)?;
-            }
-        }
+        self.send_all(&mut message)?;
         let mut copying = false;
         let mut complete = false;
         let mut failure = None;
@@ -90,14 +86,10 @@ impl Session {
                         wire.gather(sink.keeps());
                     }
                     Event::CopyDone if copying => copying = false,
-                    Event::Complete if !copying => complete = true,
+                    Event::Complete(_) if !copying => complete = true,
                     Event::Error(error) => {
                         copying = false;
-                        let kind = match error.state {
-                            Some(state) if !error.is_fatal => Kind::Server(state),
-                            _ => Kind::Connection,
-                        };
-                        failure.get_or_insert(Error::new(kind, error.text));
+                        failure.get_or_insert(error.into());
                     }
                     Event::Notice(notice) => report::print(&notice.text),
                     Event::Ready => {
@@ -117,20 +109,12 @@ impl Session {
             {
                 self.ahead = Some(Ahead::new(b'Q', &next)?);
             }
-            if let Err(error) = self.read_wire(wire) {
-                // What the server said before it went says more.
-                return Err(match failure {
-                    Some(last_words) if error.kind() == Kind::Connection => {
-                        Error::connection(last_words.message())
-                    }
-                    _ => error,
-                });
-            }
+            self.read_wire(wire).map_err(|error| last_words(failure.take(), error))?;
         }
     }
 
     /// Reads what has come, and waits until something has.
-    fn read_wire(&mut self, wire: &mut Wire) -> Result<()> {
+    pub(super) fn read_wire(&mut self, wire: &mut Wire) -> Result<()> {
         let mut read = false;
         self.send_ahead();
         loop {
@@ -179,6 +163,17 @@ impl Session {
             ahead.waits_for = PollFlags::empty();
         }
         self.ahead = Some(ahead);
+    }
+
+    /// Sends a message past libpq.
+    pub(super) fn send_all(&mut self, message: &mut Ahead) -> Result<()> {
+        while !message.is_sent() {
+            self.send_some(message)?;
+            if !message.is_sent() {
+                self.wait_for(message.waits_for, None, None)?;
+            }
+        }
+        Ok(())
     }
 
     /// Sends as much of a message past libpq as the server takes.
@@ -237,6 +232,7 @@ impl Session {
 mod tests {
     use super::*;
     use crate::chunk::Chunk;
+    use crate::error::Kind;
     use crate::server::fake_server::{FakeServer, copy, message, report};
 
     struct Nobody;

@@ -3,6 +3,7 @@
 mod connector;
 mod copy;
 mod copy_in;
+mod together;
 
 use std::cell::Cell;
 use std::ffi::CString;
@@ -17,13 +18,18 @@ use protocol::reply::Column;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::copy::Ahead;
+use self::together::Together;
 use crate::abort::Abort;
 use crate::error::{Error, Kind, Result};
 use crate::server::cancel;
-use crate::server::pq::{Canceller, CopyData, CopyRead, Pg, QueryResult, Status};
+use crate::server::pq::{Canceller, CopyData, CopyRead, Pg, Status};
+use crate::server::result::QueryResult;
 use crate::server::wire::Wire;
 
 pub use connector::Connector;
+
+/// The command that asks which cluster it is.
+pub const IDENTIFY_SYSTEM: &str = "IDENTIFY_SYSTEM";
 
 /// How commands reach the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +71,10 @@ pub struct Session {
     wire: Option<Wire>,
     /// The command that was sent before the last one's answer has come to its end.
     ahead: Option<Ahead>,
+    /// Commands that were sent at once.
+    together: Together,
+    /// What was asked for before somebody wanted to know it, by the question.
+    answered: Vec<(String, Result<QueryResult>)>,
     /// What the server can, once it was asked.
     features: Option<Features>,
     /// How long it was waited for the server.
@@ -105,6 +115,12 @@ impl Session {
     pub fn send_command(&mut self, command: &Command) -> Result<()> {
         let text = self.route.text_of(command);
         self.send(&text)
+    }
+
+    /// Sends several of the backup's commands, as [`send_together`](Self::send_together) does.
+    pub fn send_commands(&mut self, commands: &[&Command]) -> Result<()> {
+        let texts: Vec<_> = commands.iter().map(|command| self.route.text_of(command)).collect();
+        self.send_together(&texts)
     }
 
     /// From now on waits last as long as they have to.
@@ -165,7 +181,7 @@ impl Session {
 
     /// Sends a command.
     pub fn send(&mut self, command: &[u8]) -> Result<()> {
-        if self.is_ahead() {
+        if self.is_ahead() || self.together.answers > 0 {
             return Err(Error::local("a command was sent whose answer is still to come"));
         }
         let command =
@@ -181,12 +197,15 @@ impl Session {
     /// The next result of the command that runs; `None` after the last. An error that the server
     /// reports is an `Err`; the rest of the command's results are gone then.
     pub fn result(&mut self) -> Result<Option<QueryResult>> {
+        if self.together.answers > 0 {
+            return self.result_past_libpq();
+        }
         while self.pg.is_busy() {
             self.wait_and_consume()?;
         }
         let Some(answer) = self.pg.result() else {
             self.running = false;
-            return Ok(None);
+            return self.send_later().map(|()| None);
         };
         if matches!(answer.status(), Status::PGRES_FATAL_ERROR | Status::PGRES_BAD_RESPONSE) {
             let error = match answer.sqlstate() {
@@ -196,7 +215,7 @@ impl Session {
             self.drain()?;
             return Err(error);
         }
-        Ok(Some(answer))
+        Ok(Some(QueryResult::Libpq(answer)))
     }
 
     /// The next result, which must be a result set that begins with these columns.
@@ -232,11 +251,23 @@ impl Session {
 
     /// The same with any number of rows.
     pub fn rows(&mut self, command: &str) -> Result<QueryResult> {
+        if let Some(place) = self.answered.iter().position(|(question, _)| question == command) {
+            return self.answered.swap_remove(place).1;
+        }
+        self.send(command.as_bytes()).map_err(|error| error.context(self.doing(command)))?;
+        self.rows_of(command)
+    }
+
+    fn doing(&self, command: &str) -> String {
         let kind = if self.route == Route::Replication { "replication command" } else { "query" };
-        let doing = || format!("could not send {kind} \"{command}\"");
-        self.send(command.as_bytes()).map_err(|error| error.context(doing()))?;
+        format!("could not send {kind} \"{command}\"")
+    }
+
+    /// The rows of what was sent.
+    fn rows_of(&mut self, command: &str) -> Result<QueryResult> {
+        let doing = self.doing(command);
         let mut set = None;
-        while let Some(answer) = self.result().map_err(|error| error.context(doing()))? {
+        while let Some(answer) = self.result().map_err(|error| error.context(&doing))? {
             if answer.status() == Status::PGRES_TUPLES_OK {
                 set.get_or_insert(answer);
             }
@@ -308,7 +339,7 @@ impl Session {
     pub fn identify_system(&mut self) -> Result<System> {
         match self.route {
             Route::Replication => {
-                let answer = self.query("IDENTIFY_SYSTEM")?;
+                let answer = self.query(IDENTIFY_SYSTEM)?;
                 Ok(System { identifier: number(&answer, 0, 0)?, timeline: Some(number(&answer, 0, 1)?) })
             }
             Route::Procedures => {
@@ -320,7 +351,7 @@ impl Session {
 
     /// SHOW.
     pub fn show(&mut self, setting: &str) -> Result<String> {
-        let answer = self.query(&format!("SHOW {setting}"))?;
+        let answer = self.query(&show(setting))?;
         Ok(text(&answer, 0, 0)?.to_owned())
     }
 
@@ -337,7 +368,7 @@ impl Session {
             }
             if self.pg.result().is_none() {
                 self.running = false;
-                return Ok(());
+                return self.send_later();
             }
         }
     }
@@ -424,6 +455,11 @@ pub fn check_columns(answer: &QueryResult, columns: &[Column]) -> Result<()> {
         None => Ok(()),
         Some((_, column)) => Err(unexpected(&format!("a result set without column \"{}\"", column.name))),
     }
+}
+
+/// The command that asks for a setting.
+pub fn show(setting: &str) -> String {
+    format!("SHOW {setting}")
 }
 
 /// A value that must be there, as text.
