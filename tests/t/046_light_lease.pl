@@ -66,6 +66,19 @@ sub is_good
 	is_good('connections were lost');
 }
 
+# --- where nothing is kept it ends with STOP_BACKUP, or, asked for, after it: once, and nothing is said of it
+for my $lease ([], [ '--lease' => 60 ])
+{
+	my $what = "nothing is kept, @$lease";
+	my $log = -s $node->logfile;
+	my $run = start_client($node, @client, '-v', '--discard', @$lease);
+	is(client_ended($run), 0, "$what: exit code");
+	my @released = $run->{err} =~ /: (released the backup on the server)$/mg;
+	is(@released, 1, "$what: it is released") or diag($run->{err});
+	unlike(slurp_file($node->logfile, $log), qr/ERROR|FATAL|could not/, "$what: no error on the server");
+	nothing_left($node, $what);
+}
+
 # --- all else is as without a lease: a signal, a failure, a server that has gone
 {
 	my $run = under_way('-D' => $target);
