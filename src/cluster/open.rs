@@ -28,32 +28,36 @@ pub enum Opened {
     Vanished,
 }
 
-/// Opens members of a backup, one after the other. Keeps the directory of the last one: files come
-/// in the order of a list, many of a directory together.
+/// Directories on the way to a file that are kept open, from the data directory's own on: a database's in a tablespace is the
+/// fifth. The server keeps ten descriptors (NUM_RESERVED_FDS, fd.c) for what does not go through its own accounting.
+const KEPT: usize = 5;
+
+/// Opens members of a backup, one after the other. Keeps the directories that led to the last one: files come
+/// in the order of a list, many of a directory together, and directories beside each other.
 #[derive(Debug)]
 pub struct Opener<'a> {
     /// The data directory.
     root: &'a Path,
-    last: Option<(Vec<u8>, OwnedFd)>,
+    /// The way to the last file by the names of directories, the first of which is the data directory, without one.
+    way: Vec<(Vec<u8>, OwnedFd)>,
+    /// Where it led to, if that is further than what is kept of it.
+    beyond: Option<OwnedFd>,
+    /// The path of that directory; none after a way that came to no end.
+    parent: Option<Vec<u8>>,
 }
 
 impl<'a> Opener<'a> {
     /// For one command: what is kept is not looked at again, and a directory may be replaced.
     pub fn new(root: &'a Path) -> Self {
-        Self { root, last: None }
+        Self { root, way: Vec::new(), beyond: None, parent: None }
     }
 
     /// Opens a member.
     pub fn open(&mut self, path: &BackupPath, member: &Member<'_>) -> Result<Opened> {
         let (parent, name) = split(path.as_bytes());
-        let directory = match self.last.take() {
-            Some((known, directory)) if known == parent => Some(directory),
-            _ => self.directory(path, parent, member)?,
-        };
-        let Some(directory) = directory else { return Ok(Opened::Vanished) };
-        let (_, directory) = self.last.insert((parent.to_vec(), directory));
+        let Some(directory) = self.directory(path, parent, member)? else { return Ok(Opened::Vanished) };
         if let Some(init_fork) = &member.init_fork
-            && statat(&*directory, OsStr::from_bytes(init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+            && statat(directory, OsStr::from_bytes(init_fork), AtFlags::SYMLINK_NOFOLLOW).is_ok()
         {
             return Ok(Opened::Vanished);
         }
@@ -61,20 +65,49 @@ impl<'a> Opener<'a> {
     }
 
     /// Opens the directory that a member is in; `None` if it has gone.
-    fn directory(&self, path: &BackupPath, parent: &[u8], member: &Member<'_>) -> Result<Option<OwnedFd>> {
-        let root = self.root.as_os_str().as_bytes();
-        let mut directory = open_directory(CWD, root, OFlags::empty())
-            .map_err(|errno| Error::io("open directory", root, errno.into()))?;
-        let components = protocol::path::components(parent).filter(|name| !name.is_empty());
-        for (depth, name) in components.enumerate() {
+    fn directory(
+        &mut self,
+        path: &BackupPath,
+        parent: &[u8],
+        member: &Member<'_>,
+    ) -> Result<Option<&OwnedFd>> {
+        if self.parent.as_deref() != Some(parent) {
+            self.parent = None;
+            if !self.go(path, parent, member)? {
+                return Ok(None);
+            }
+            self.parent = Some(parent.to_vec());
+        }
+        Ok(self.last())
+    }
+
+    fn last(&self) -> Option<&OwnedFd> {
+        self.beyond.as_ref().or(self.way.last().map(|(_, directory)| directory))
+    }
+
+    /// Goes to the directory that a member is in, from where the way to the last one turns off; false if it has gone.
+    fn go(&mut self, path: &BackupPath, parent: &[u8], member: &Member<'_>) -> Result<bool> {
+        let names = || protocol::path::components(parent).filter(|name| !name.is_empty());
+        let known =
+            self.way.iter().skip(1).zip(names()).take_while(|((known, _), name)| known == name).count();
+        self.way.truncate(known + 1);
+        self.beyond = None;
+        if self.way.is_empty() {
+            let root = self.root.as_os_str().as_bytes();
+            let directory = open_directory(CWD, root, OFlags::empty())
+                .map_err(|errno| Error::io("open directory", root, errno.into()))?;
+            self.way.push((Vec::new(), directory));
+        }
+        for (depth, name) in names().enumerate().skip(known) {
+            let Some(directory) = self.last() else { return Ok(false) };
             // The second component is the tablespace's entry in pg_tblspc.
             let next = match member.tablespace.filter(|space| depth == 1 && !space.in_place()) {
-                Some(space) => follow_tablespace(self.root, &directory, name, space).transpose(),
-                None => Some(open_directory(&directory, name, OFlags::NOFOLLOW)),
+                Some(space) => follow_tablespace(self.root, directory, name, space).transpose(),
+                None => Some(open_directory(directory, name, OFlags::NOFOLLOW)),
             };
-            directory = match next {
+            let next = match next {
                 Some(Ok(next)) => next,
-                None | Some(Err(Errno::NOENT)) => return Ok(None),
+                None | Some(Err(Errno::NOENT)) => return Ok(false),
                 // A link, or no directory: a list would not have gone into it.
                 Some(Err(Errno::LOOP | Errno::NOTDIR)) => {
                     return Err(Error::NotInBackup { path: path.as_bytes().to_vec() });
@@ -83,8 +116,13 @@ impl<'a> Opener<'a> {
                     return Err(Error::io("open directory", path.as_bytes(), errno.into()));
                 }
             };
+            if self.way.len() < KEPT {
+                self.way.push((name.to_vec(), next));
+            } else {
+                self.beyond = Some(next);
+            }
         }
-        Ok(Some(directory))
+        Ok(true)
     }
 }
 
@@ -193,6 +231,69 @@ mod tests {
             assert_eq!(code("fifo"), "42809");
             assert_eq!(code("pg_tblspc/16384"), "42809");
             assert_eq!(code("base/5/1/x"), "42501");
+        });
+        fs::remove_dir_all(&root).unwrap();
+        result.unwrap();
+    }
+
+    #[test]
+    fn from_one_directory_to_another() {
+        let root = std::env::temp_dir().join(format!("pg_parallel_backup_ways_{}", std::process::id()));
+        let (outside, data) = (root.join("outside"), root.join("data"));
+        let files = [
+            "1",
+            "base/1",
+            "base/5/1",
+            "base/5/2",
+            "base/51/1",
+            "pg_tblspc/16384/PG_18_1/5/1",
+            "pg_tblspc/16384/PG_18_1/6/1",
+            "a/b/c/d/e/f/1",
+            "a/b/c/d/e/f/2",
+            "a/b/c/d/e/g/1",
+            "a/b/c/d/1",
+            "a/b/c/d/e/f/g/h/1",
+        ];
+        fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        symlink(&outside, data.join("pg_tblspc/16384")).unwrap();
+        for file in files {
+            fs::create_dir_all(data.join(file).parent().unwrap()).unwrap();
+            fs::write(data.join(file), file).unwrap();
+        }
+        symlink(data.join("base"), data.join("link")).unwrap();
+        let space =
+            Tablespace { oid: 16384, location: outside.as_os_str().as_bytes().to_vec(), relative: None };
+        let layout = Layout::new(vec![space], b"PG_18_1".to_vec(), Default::default());
+        let result = std::panic::catch_unwind(|| {
+            let mut opener = Opener::new(&data);
+            let mut read = |path: &str| -> Result<_> {
+                let path = BackupPath::from_bytes(path).unwrap();
+                match opener.open(&path, &member(&layout, &path).unwrap())? {
+                    Opened::File(file, _) => Ok(Some(std::io::read_to_string(file).unwrap())),
+                    Opened::Vanished => Ok(None),
+                }
+            };
+            // From each to each, and by ways that come to no end.
+            for (number, from) in files.iter().enumerate() {
+                for to in files {
+                    for path in [*from, to] {
+                        assert_eq!(read(path).unwrap().as_deref(), Some(path));
+                    }
+                    match number % 3 {
+                        0 => assert!(read(&format!("{to}/x")).is_err()),
+                        1 => assert_eq!(read("base/6/1").unwrap(), None),
+                        _ => assert!(read("link/5/1").is_err()),
+                    }
+                    assert_eq!(read(to).unwrap().as_deref(), Some(to));
+                }
+            }
+            let mut opener = Opener::new(&data);
+            for file in files {
+                let path = BackupPath::from_bytes(file).unwrap();
+                opener.open(&path, &member(&layout, &path).unwrap()).unwrap();
+                assert!(opener.way.len() <= KEPT);
+            }
         });
         fs::remove_dir_all(&root).unwrap();
         result.unwrap();
