@@ -1,6 +1,6 @@
 //! The directory that is being written: where each file of the backup goes and with which mode.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -34,7 +34,29 @@ pub struct Target {
     /// Directories that are links, relative to the root: their place was prepared elsewhere.
     links: HashSet<PathBuf>,
     /// Directories that files were made in, so that their paths are not looked up for each.
-    directories: Mutex<HashMap<Vec<u8>, Arc<OwnedFd>>>,
+    directories: Mutex<Directories>,
+}
+
+/// Directories that are open, by their names.
+#[derive(Debug, Default)]
+struct Directories {
+    open: HashMap<Vec<u8>, Arc<OwnedFd>>,
+    /// The one that was opened first is the first to go: files come directory by directory.
+    order: VecDeque<Vec<u8>>,
+}
+
+impl Directories {
+    fn keep(&mut self, name: &[u8], directory: &Arc<OwnedFd>) {
+        if self.open.len() >= OPEN_DIRECTORIES
+            && let Some(first) = self.order.pop_front()
+        {
+            self.open.remove(&first);
+        }
+        // Another thread may have been quicker.
+        if self.open.insert(name.to_vec(), Arc::clone(directory)).is_none() {
+            self.order.push_back(name.to_vec());
+        }
+    }
 }
 
 impl Target {
@@ -176,7 +198,7 @@ impl Target {
 
     fn directory(&self, name: &[u8]) -> Result<Arc<OwnedFd>> {
         let lock = || self.directories.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(directory) = lock().get(name) {
+        if let Some(directory) = lock().open.get(name) {
             return Ok(Arc::clone(directory));
         }
         let path = self.root.join(OsStr::from_bytes(name));
@@ -184,10 +206,7 @@ impl Target {
         let directory = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|error| Error::io("open directory", &path, &error.into()))?;
         let directory = Arc::new(directory);
-        let mut directories = lock();
-        if directories.len() < OPEN_DIRECTORIES {
-            directories.insert(name.to_vec(), Arc::clone(&directory));
-        }
+        lock().keep(name, &directory);
         Ok(directory)
     }
 
@@ -272,6 +291,26 @@ mod tests {
         target.remove(&file).unwrap();
         target.remove(&file).unwrap();
         assert!(!elsewhere.path().join("a").exists());
+    }
+
+    #[test]
+    fn the_directories_used_last_are_open() {
+        let place = tempfile::tempdir().unwrap();
+        let target = Target::new(place.path().to_owned(), Modes::STRICT);
+        let count = 3 * OPEN_DIRECTORIES;
+        for directory in 0..count {
+            target.make(&directory.to_string()).unwrap();
+            for file in ["a", "b"] {
+                let path = BackupPath::from_bytes(format!("{directory}/{file}")).unwrap();
+                target.create_empty(&path).unwrap();
+                assert!(place.path().join(format!("{directory}/{file}")).exists());
+            }
+        }
+        let kept = target.directories.lock().unwrap();
+        assert_eq!((kept.open.len(), kept.order.len()), (OPEN_DIRECTORIES, OPEN_DIRECTORIES));
+        assert!(
+            (count - OPEN_DIRECTORIES..count).all(|name| kept.open.contains_key(name.to_string().as_bytes()))
+        );
     }
 
     #[test]
