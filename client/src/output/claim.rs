@@ -15,8 +15,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawDir, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -34,12 +35,18 @@ const NEXT_CLAIM_FILE: &CStr = c"pgsql_tmp.pg_parallel_basebackup.next";
 /// Most of a claim that is read, whoever wrote it.
 const CLAIM_LENGTH: u64 = 1024;
 
+/// What is read at once of a directory that ought to have nothing in it: more than its longest name takes.
+const FEW_NAMES: usize = 4096;
+
+/// What tells a file or a directory from every other as long as it is open: device and inode.
+pub type FileId = (u64, u64);
+
 /// A directory that is ours.
 #[derive(Debug)]
 pub struct Claim {
-    place: Place,
+    place: Arc<Place>,
     /// The claim, open so that no other file can have its inode; none once it was given up.
-    file: Option<File>,
+    file: Option<(File, FileId)>,
 }
 
 /// A directory that is remembered by more than its name.
@@ -48,8 +55,7 @@ pub struct Place {
     path: PathBuf,
     /// Open, so that no other directory can have its inode.
     directory: OwnedFd,
-    /// Its device and its inode: thousands of tablespaces are compared with each other.
-    identity: (u64, u64),
+    identity: FileId,
 }
 
 impl Place {
@@ -58,7 +64,19 @@ impl Place {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty())?;
         let found = rustix::fs::fstat(&directory)?;
-        Ok(Self { path: path.to_owned(), directory, identity: (found.st_dev, found.st_ino) })
+        Ok(Self { path: path.to_owned(), directory, identity: id(&found) })
+    }
+
+    /// Makes the directory, with exactly this mode, whatever the umask.
+    pub fn make(path: &Path, mode: u32) -> io::Result<Self> {
+        rustix::fs::mkdir(path, Mode::from_raw_mode(mode))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty())?;
+        let found = rustix::fs::fstat(&directory)?;
+        if found.st_mode & 0o7777 != mode {
+            rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?;
+        }
+        Ok(Self { path: path.to_owned(), directory, identity: id(&found) })
     }
 
     /// Its name.
@@ -68,7 +86,12 @@ impl Place {
 
     /// Whether the name still leads to it.
     pub fn is_there(&self) -> bool {
-        is_same(rustix::fs::stat(&self.path), rustix::fs::fstat(&self.directory))
+        id_of(&self.path) == Some(self.identity)
+    }
+
+    /// The directory that it is in.
+    pub fn above(&self) -> Option<FileId> {
+        rustix::fs::statat(&self.directory, c"..", AtFlags::empty()).ok().map(|found| id(&found))
     }
 
     /// Whether both are one directory.
@@ -79,9 +102,14 @@ impl Place {
 
 impl Claim {
     /// Claims a directory that is there, and empty.
-    pub fn take(place: Place) -> Result<Self> {
+    pub fn take(place: Arc<Place>) -> Result<Self> {
         // Before the attempt, for the usual case to leave no trace in a directory that is in use.
-        check_empty(&place.path, None)?;
+        check_empty(&place.directory, &place.path, None)?;
+        Self::take_made(place)
+    }
+
+    /// Claims a directory that was just made, so that nothing can be in it but what came since.
+    pub fn take_made(place: Arc<Place>) -> Result<Self> {
         let path = place.path.join(CLAIM_FILE);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -90,10 +118,11 @@ impl Claim {
             Err(Errno::EXIST) => return Err(in_use(&place.path)),
             Err(error) => return Err(Error::io("create file", &path, &error.into())),
         };
-        let mut claim = Self { place, file: Some(file) };
+        let mut claim = Self::of(place, file)?;
         // Another backup may have come and gone since the look at it.
-        let claimed = check_empty(claim.path(), Some(CLAIM_FILE)).and_then(|()| {
-            let written = claim.file.as_mut().map_or(Ok(()), |file| file.write_all(holder().as_bytes()));
+        let is_empty = check_empty(&claim.place.directory, claim.path(), Some(CLAIM_FILE));
+        let claimed = is_empty.and_then(|()| {
+            let written = claim.file.as_mut().map_or(Ok(()), |(file, _)| file.write_all(holder().as_bytes()));
             written.map_err(|error| Error::io("write to file", &path, &error))
         });
         match claimed {
@@ -108,7 +137,7 @@ impl Claim {
 
     /// Claims a directory that another process has claimed, and left. Whoever looks at its claim then finds that it
     /// has lost it.
-    pub fn take_over(place: Place) -> Result<Self> {
+    pub fn take_over(place: Arc<Place>) -> Result<Self> {
         let path = place.path.join(CLAIM_FILE);
         if !rustix::fs::statat(&place.directory, CLAIM_FILE_C, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile)
@@ -129,7 +158,14 @@ impl Claim {
         file.write_all(holder().as_bytes()).map_err(failed)?;
         rustix::fs::renameat(&place.directory, NEXT_CLAIM_FILE, &place.directory, CLAIM_FILE_C)
             .map_err(|error| failed(error.into()))?;
-        Ok(Self { place, file: Some(file) })
+        Self::of(place, file)
+    }
+
+    fn of(place: Arc<Place>, file: File) -> Result<Self> {
+        let found = rustix::fs::fstat(&file);
+        let id = found.map(|found| id(&found));
+        let id = id.map_err(|error| Error::io("stat file", &place.path.join(CLAIM_FILE), &error.into()))?;
+        Ok(Self { place, file: Some((file, id)) })
     }
 
     /// The directory's name.
@@ -148,7 +184,7 @@ impl Claim {
         let found = rustix::fs::statat(&self.place.directory, CLAIM_FILE_C, AtFlags::SYMLINK_NOFOLLOW);
         self.place.is_there()
             && match &self.file {
-                Some(file) => is_same(found, rustix::fs::fstat(file)),
+                Some((_, known)) => found.is_ok_and(|found| id(&found) == *known),
                 None => found.is_err_and(|error| error == Errno::NOENT),
             }
     }
@@ -190,7 +226,9 @@ impl Claim {
 /// Fails unless a directory is empty, or does not exist, and is in no directory that others have claimed;
 /// true if it exists. `ours` are claims that do not count.
 pub fn check_free<'a>(path: &Path, ours: impl Iterator<Item = &'a Claim> + Clone) -> Result<bool> {
-    let exists = match check_empty(path, None) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| no_access(path, error));
+    let exists = match directory.and_then(|directory| check_empty(&directory, path, None)) {
         Ok(()) => true,
         Err(error) => match fs::symlink_metadata(path) {
             Err(missing) if missing.kind() == ErrorKind::NotFound => false,
@@ -212,16 +250,20 @@ pub fn check_free<'a>(path: &Path, ours: impl Iterator<Item = &'a Claim> + Clone
     Ok(exists)
 }
 
-/// Fails unless a directory has nothing in it but for this.
-fn check_empty(path: &Path, but: Option<&str>) -> Result<()> {
-    let failed = |error: io::Error| Error::io("access directory", path, &error);
+/// Fails unless a directory, of which this is the path, has nothing in it but for this.
+fn check_empty(directory: &OwnedFd, path: &Path, but: Option<&str>) -> Result<()> {
+    // Others may have come since it was read last.
+    rustix::fs::seek(directory, SeekFrom::Start(0)).map_err(|error| no_access(path, error))?;
     let mut is_empty = true;
-    for entry in fs::read_dir(path).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if but.is_some_and(|but| name == but) {
+    let mut buffer = Vec::with_capacity(FEW_NAMES);
+    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry.map_err(|error| no_access(path, error))?;
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") || but.is_some_and(|but| name == but.as_bytes()) {
             continue;
         }
-        if name == CLAIM_FILE {
+        if name == CLAIM_FILE.as_bytes() {
             return Err(in_use(path));
         }
         is_empty = false;
@@ -230,6 +272,10 @@ fn check_empty(path: &Path, but: Option<&str>) -> Result<()> {
         return Ok(());
     }
     Err(Error::local(format!("directory \"{}\" exists but is not empty", path.display())))
+}
+
+fn no_access(path: &Path, error: Errno) -> Error {
+    Error::io("access directory", path, &error.into())
 }
 
 /// Another's claim, and what to do if nobody stands behind it any more.
@@ -261,8 +307,10 @@ fn read_holder(path: &Path) -> Option<(u32, String)> {
     Some((process, host.to_owned()))
 }
 
-fn holder() -> String {
-    format!("{}\n{}\n", std::process::id(), host())
+/// What is in a claim of ours, of which there may be thousands.
+fn holder() -> &'static str {
+    static HOLDER: OnceLock<String> = OnceLock::new();
+    HOLDER.get_or_init(|| format!("{}\n{}\n", std::process::id(), host()))
 }
 
 /// The name of this host, for messages.
@@ -270,8 +318,13 @@ pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn is_same(one: rustix::io::Result<Stat>, other: rustix::io::Result<Stat>) -> bool {
-    matches!((one, other), (Ok(one), Ok(other)) if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+/// What a path leads to, if that is there.
+pub fn id_of(path: &Path) -> Option<FileId> {
+    rustix::fs::stat(path).ok().map(|found| id(&found))
+}
+
+fn id(found: &Stat) -> FileId {
+    (found.st_dev, found.st_ino)
 }
 
 /// Removes what is in a directory, whatever name that has by now.
@@ -328,7 +381,7 @@ mod tests {
     }
 
     fn take(path: &Path) -> Result<Claim> {
-        Claim::take(Place::open(path).unwrap())
+        Claim::take(Arc::new(Place::open(path).unwrap()))
     }
 
     #[test]

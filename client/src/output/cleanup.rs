@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
-use crate::output::claim::{Claim, Place, check_free};
+use crate::output::claim::{Claim, FileId, Place, check_free, id_of};
 use crate::output::journal::JOURNAL_FILE;
 use crate::output::sync::sync_path;
 use crate::report;
@@ -51,9 +51,11 @@ struct Claimed {
     purpose: Purpose,
     path: PathBuf,
     /// What was made for it, outermost first; the directory itself is the last unless it was there.
-    made: Vec<Place>,
+    made: Vec<Arc<Place>>,
     /// None where it could not be had: nothing was written there then.
     claim: Option<Claim>,
+    /// The directory that it is in, if nobody else had claimed that or one above it.
+    above: Option<FileId>,
     /// Whether it was another process's before.
     is_resumed: bool,
 }
@@ -90,22 +92,19 @@ impl Cleanup {
     /// Claims a directory that is empty, or makes it with this mode, and those above it.
     pub fn claim(&self, purpose: Purpose, path: &Path, mode: u32) -> Result<()> {
         let mut all = self.lock();
-        check_distinct(path, &all)?;
-        check_free(path, all.iter().filter_map(|taken| taken.claim.as_ref()))?;
         // Remembered before the first mkdir: one that fails half way is cleaned up too.
-        all.push(Claimed {
-            purpose,
-            path: path.to_owned(),
-            made: Vec::new(),
-            claim: None,
-            is_resumed: false,
-        });
+        all.push(Claimed::new(purpose, path));
         let Some((taken, others)) = all.split_last_mut() else { return Ok(()) };
+        if taken.make_beside(others, mode)? {
+            return Ok(());
+        }
+        check_distinct(path, others)?;
+        check_free(path, others.iter().filter_map(|taken| taken.claim.as_ref()))?;
         let missing: Vec<&Path> =
             path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists()).collect();
         for directory in missing.into_iter().rev() {
-            match make_directory(directory, mode) {
-                Ok(()) => taken.made.push(open(directory)?),
+            match Place::make(directory, mode) {
+                Ok(place) => taken.made.push(Arc::new(place)),
                 // A last component of ".", or another backup was quicker.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io("create directory", directory, &error)),
@@ -113,7 +112,9 @@ impl Cleanup {
         }
         // What was missing may have been a tablespace's way through a link to one that is ours.
         check_distinct(path, others)?;
-        taken.claim = Some(Claim::take(open(path)?)?);
+        let place = open(path)?;
+        taken.above = place.above();
+        taken.claim = Some(Claim::take(place)?);
         Ok(())
     }
 
@@ -122,7 +123,7 @@ impl Cleanup {
         let mut all = self.lock();
         check_distinct(path, &all)?;
         let claim = Some(Claim::take_over(open(path)?)?);
-        all.push(Claimed { purpose, path: path.to_owned(), made: Vec::new(), claim, is_resumed: true });
+        all.push(Claimed { claim, is_resumed: true, ..Claimed::new(purpose, path) });
         Ok(())
     }
 
@@ -264,6 +265,32 @@ impl Cleanup {
 }
 
 impl Claimed {
+    fn new(purpose: Purpose, path: &Path) -> Self {
+        let path = path.to_owned();
+        Self { purpose, path, made: Vec::new(), claim: None, above: None, is_resumed: false }
+    }
+
+    /// Makes and claims a directory in one where another of ours is; false if there is none, or the directory is there.
+    ///
+    /// Nobody else can have claimed the one above since ours is in it, nor any above that: a directory is claimed when
+    /// nothing is in it. So there is nothing to be looked for there again, nor in what is made here, be there thousands
+    /// of tablespaces beside each other.
+    fn make_beside(&mut self, others: &[Self], mode: u32) -> Result<bool> {
+        let (Some(above), Some(_)) = (self.path.parent(), self.path.file_name()) else { return Ok(false) };
+        let above = id_of(if above.as_os_str().is_empty() { Path::new(".") } else { above });
+        // The last one is there as a rule.
+        let is_ours = |other: &Self| other.above == above && other.claim.is_some();
+        if above.is_none() || !others.iter().rev().any(is_ours) {
+            return Ok(false);
+        }
+        // What is wrong, if it is not there already, is seen on the long way.
+        let Ok(place) = Place::make(&self.path, mode).map(Arc::new) else { return Ok(false) };
+        self.made.push(Arc::clone(&place));
+        self.above = above;
+        self.claim = Some(Claim::take_made(place)?);
+        Ok(true)
+    }
+
     fn release(&mut self) -> Result<()> {
         let Some(claim) = &mut self.claim else { return Ok(()) };
         if self.purpose == Purpose::Data && claim.is_ours() {
@@ -356,8 +383,8 @@ fn check_distinct(path: &Path, others: &[Claimed]) -> Result<()> {
         .with_hint("Use --tablespace-mapping to give each tablespace a place of its own."))
 }
 
-fn open(path: &Path) -> Result<Place> {
-    Place::open(path).map_err(|error| Error::io("access directory", path, &error))
+fn open(path: &Path) -> Result<Arc<Place>> {
+    Place::open(path).map(Arc::new).map_err(|error| Error::io("access directory", path, &error))
 }
 
 fn explain(all: &[Claimed], fate: Fate) {
@@ -490,6 +517,54 @@ mod tests {
         second.undo(false);
         assert!(target.join("file").exists() && !target.join("below").exists());
         first.check().unwrap();
+    }
+
+    #[test]
+    fn many_beside_each_other() {
+        let place = tempfile::tempdir().unwrap();
+        let spaces = place.path().join("spaces");
+        let (first, second) = (Cleanup::default(), Cleanup::default());
+        let claim = |cleanup: &Cleanup, path: &Path| cleanup.claim(Purpose::Tablespace, path, 0o750);
+        for number in 0..5 {
+            let path = spaces.join(number.to_string());
+            claim(&first, &path).unwrap();
+            assert!(path.join(CLAIM_FILE).exists());
+            assert_eq!(mode(&path), 0o750);
+        }
+        // One of them again, or by another name, and what is another's, not empty, no directory.
+        for name in ["1", "../spaces/2", "3/."] {
+            let error = claim(&first, &spaces.join(name)).unwrap_err();
+            assert!(error.message().ends_with("cannot be used for two purposes"), "{error}");
+        }
+        claim(&second, &spaces.join("second")).unwrap();
+        let error = claim(&first, &spaces.join("second")).unwrap_err();
+        assert!(error.message().ends_with("is in use by another backup"), "{error}");
+        fs::create_dir(spaces.join("there")).unwrap();
+        fs::write(spaces.join("there/file"), "x").unwrap();
+        let error = claim(&first, &spaces.join("there")).unwrap_err();
+        assert!(error.message().ends_with("exists but is not empty"), "{error}");
+        let error = claim(&first, &spaces.join("there/file")).unwrap_err();
+        assert!(error.message().starts_with("could not access directory"), "{error}");
+        // Nor can the one that they are in be had.
+        let error = claim(&second, &spaces).unwrap_err();
+        assert!(error.message().ends_with("exists but is not empty"), "{error}");
+        // One that is there and empty is taken as before.
+        fs::create_dir(spaces.join("empty")).unwrap();
+        claim(&first, &spaces.join("empty")).unwrap();
+        // In another's directory nothing is made, and what was known of a place goes with it.
+        let other = place.path().join("other");
+        claim(&first, &other.join("1")).unwrap();
+        first.remove_within(&other);
+        assert!(!other.exists());
+        claim(&second, &other).unwrap();
+        let error = claim(&first, &other.join("2")).unwrap_err();
+        assert!(error.message().ends_with("other\" is in use by another backup"), "{error}");
+        second.undo(false);
+        first.undo(false);
+        let mut left: Vec<_> =
+            fs::read_dir(&spaces).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["empty", "there"]);
     }
 
     #[test]

@@ -229,18 +229,20 @@ impl Target {
 
     fn make_with_mode(&self, name: &Path, mode: u32) -> Result<()> {
         let path = self.root.join(name);
+        let set_mode = || {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                .map_err(|error| Error::io("set permissions on directory", &path, &error))
+        };
+        // What it leads to was made, or found, when it was claimed.
+        if self.links.contains(name) {
+            return set_mode();
+        }
         match make_directory(&path, mode) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let ours = match fs::symlink_metadata(&path) {
-                    Ok(metadata) => metadata.is_dir() || self.links.contains(name),
-                    Err(error) => return Err(Error::io("stat file", &path, &error)),
-                };
-                if !ours {
-                    return Err(Error::io("create directory", &path, &error));
-                }
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-                    .map_err(|error| Error::io("set permissions on directory", &path, &error))
-            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => match fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => set_mode(),
+                Ok(_) => Err(Error::io("create directory", &path, &error)),
+                Err(error) => Err(Error::io("stat file", &path, &error)),
+            },
             result => result.map_err(|error| Error::io("create directory", &path, &error)),
         }
     }
