@@ -285,11 +285,13 @@ impl<'a> Backup<'a> {
         // A checkpoint takes its time, and others have the same directories before them.
         self.cleanup.check()?;
         // Now it is known where tablespaces go, too.
-        if let Some(sizes) = &sizes {
-            space::check(&output.needs(sizes, Some(&start.tablespaces)))?;
-        }
         let nothing = Sizes::default();
-        let room = looks.then(|| Room::now(&output.needs(&nothing, Some(&start.tablespaces))));
+        let known = sizes.as_ref().unwrap_or(&nothing);
+        let needs = looks.then(|| output.needs(known, Some(&start.tablespaces))).unwrap_or_default();
+        let room = looks.then(|| Room::now(&needs));
+        if let Some(room) = &room {
+            room.check(&needs)?;
+        }
         output.prepare(&Layout {
             tablespaces: &start.tablespaces,
             wal_summaries: server_version >= WAL_SUMMARIES_SINCE,

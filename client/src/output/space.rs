@@ -87,58 +87,58 @@ pub fn check(needs: &[Need]) -> Result<()> {
 
 /// What was free where a backup goes, by file system.
 #[derive(Debug)]
-pub struct Room(BTreeMap<u64, u64>);
+pub struct Room {
+    free: BTreeMap<u64, u64>,
+    /// On which of them each directory is, or will be.
+    devices: HashMap<PathBuf, u64>,
+}
 
 impl Room {
     /// What is free now in the directories that are needed.
     pub fn now(needs: &[Need]) -> Self {
-        Self(
-            on_devices(needs)
-                .into_iter()
-                .filter_map(|(device, on)| Some((device, free(&on.place)?)))
-                .collect(),
-        )
+        let (mut room, mut above) = (BTreeMap::new(), HashMap::new());
+        let mut devices = HashMap::new();
+        for Need { directory, .. } in needs {
+            let Some((device, place)) = device_of(directory, &mut above) else { continue };
+            devices.insert(directory.clone(), device);
+            room.entry(device).or_insert(place);
+        }
+        let free = room.into_iter().filter_map(|(device, place)| Some((device, free(&place)?))).collect();
+        Self { free, devices }
     }
 
-    /// Fails where that was too little for all that goes there.
+    /// Fails where that was too little for all that goes there, to the directories that were looked at then.
     pub fn check(&self, needs: &[Need]) -> Result<()> {
-        on_devices(needs).into_iter().try_for_each(|(device, OnDevice { need, .. })| {
-            match need.bytes.zip(self.0.get(&device)) {
-                Some((bytes, free)) if *free < bytes => {
-                    let directory = need.directory.display();
-                    Err(Error::local(format!("not enough space for the backup in \"{directory}\""))
-                        .with_detail(format!(
-                            "The backup needs {} on this file system, and {} are free.",
-                            megabytes(bytes),
-                            megabytes(*free)
-                        ))
-                        .with_hint("With --no-estimate-size nobody looks."))
-                }
-                _ => Ok(()),
+        let mut all: BTreeMap<u64, Need> = BTreeMap::new();
+        for need in needs {
+            let Some(device) = self.devices.get(&need.directory) else { continue };
+            all.entry(*device).and_modify(|all| all.add(need.bytes)).or_insert_with(|| need.clone());
+        }
+        all.into_iter().try_for_each(|(device, need)| match need.bytes.zip(self.free.get(&device)) {
+            Some((bytes, free)) if *free < bytes => {
+                let directory = need.directory.display();
+                Err(Error::local(format!("not enough space for the backup in \"{directory}\""))
+                    .with_detail(format!(
+                        "The backup needs {} on this file system, and {} are free.",
+                        megabytes(bytes),
+                        megabytes(*free)
+                    ))
+                    .with_hint("With --no-estimate-size nobody looks."))
             }
+            _ => Ok(()),
         })
     }
 }
 
-/// What goes to one file system: all of it under the first directory's name, and a place that is there.
-struct OnDevice {
-    need: Need,
-    place: PathBuf,
-}
-
-fn on_devices(needs: &[Need]) -> BTreeMap<u64, OnDevice> {
-    let mut devices: BTreeMap<u64, OnDevice> = BTreeMap::new();
-    for need in needs {
-        let Some(place) = existing(&need.directory) else { continue };
-        let Ok(found) = fs::metadata(&place) else { continue };
-        match devices.get_mut(&found.dev()) {
-            Some(all) => all.need.add(need.bytes),
-            None => {
-                devices.insert(found.dev(), OnDevice { need: need.clone(), place });
-            }
-        }
-    }
-    devices
+/// A directory's file system, and the directory or the one above it that is there. Those `above` were looked at before:
+/// there may be thousands of tablespaces beside each other.
+fn device_of<'a>(directory: &'a Path, above: &mut HashMap<&'a Path, Option<u64>>) -> Option<(u64, PathBuf)> {
+    directory.ancestors().enumerate().find_map(|(number, ancestor)| {
+        let named = if ancestor.as_os_str().is_empty() { Path::new(".") } else { ancestor };
+        let look = || fs::metadata(named).ok().map(|found| found.dev());
+        let device = if number == 0 { look() } else { *above.entry(ancestor).or_insert_with(look) };
+        device.map(|device| (device, named.to_owned()))
+    })
 }
 
 /// Fails where a directory cannot be made, or nothing in it.
@@ -214,11 +214,12 @@ mod tests {
         let mut room = Room::now(&there(0));
         room.check(&there(free / 2)).unwrap();
         // Files of the backup have come meanwhile.
-        room.0.values_mut().for_each(|free| *free = 10);
+        room.free.values_mut().for_each(|free| *free = 10);
+        fs::create_dir(place.path().join("a")).unwrap();
         room.check(&there(10)).unwrap();
         assert!(room.check(&there(11)).is_err());
         // Nothing is known of another file system.
-        Room(BTreeMap::new()).check(&there(u64::MAX)).unwrap();
+        Room::now(&[]).check(&there(u64::MAX)).unwrap();
     }
 
     #[test]
