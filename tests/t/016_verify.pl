@@ -10,6 +10,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use ParallelBackup::Connection;
 use ParallelBackup::RawBackup;
+use ParallelBackup::TLS;
 use ParallelBackup::Test;
 
 use constant BLOCK => 8192;
@@ -125,13 +126,8 @@ for my $case (
 # Encryption: the server verifies, unless it is told otherwise.
 SKIP:
 {
-	skip 'the server has no TLS', 1 unless `pg_config --configure` =~ /--with-(?:ssl=)?openssl/;
-	my @openssl = qw(openssl req -new -x509 -days 1 -nodes -newkey rsa:2048 -subj /CN=localhost);
-	my $made;
-	IPC::Run::run([ @openssl, '-keyout' => "$pgdata/server.key", '-out' => "$pgdata/server.crt" ], '>&' => \$made)
-	  or skip "openssl made no certificate: $made", 1;
-	chmod(0600, "$pgdata/server.key", "$pgdata/server.crt");
-	$node->append_conf('postgresql.conf', 'ssl = on');
+	skip 'the server has no TLS', 1 unless has_tls();
+	offer_tls($node);
 	$node->restart;
 	$node->safe_psql('postgres', 'CHECKPOINT');
 	my $tls = "$plain host=127.0.0.1 sslmode=require";

@@ -9,6 +9,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use ParallelBackup::Proxy;
+use ParallelBackup::TLS;
 use ParallelBackup::Test;
 
 use constant BLOCK => 8192;
@@ -127,8 +128,6 @@ START TIMELINE: 1\n\z}, "$name: backup_label");
 	return;
 }
 
-my $tls = `pg_config --configure` =~ /--with-(?:ssl=)?openssl/;
-
 for my $checksums (1, 0)
 {
 	my ($node, $file, $path) = cluster($checksums ? 'sums' : 'plain', $checksums);
@@ -139,15 +138,7 @@ for my $checksums (1, 0)
 	# On one of them the way in is by the procedures, also where the server has the grammar.
 	my $databases = $checksums ? 'all,replication' : 'all';
 	write_file("$pgdata/pg_hba.conf", "local all all trust\nhost $databases $user 127.0.0.1/32 trust\n");
-	if ($tls)
-	{
-		my $made;
-		IPC::Run::run([ qw(openssl req -new -x509 -days 1 -nodes -newkey rsa:2048 -subj /CN=localhost),
-				'-keyout' => "$pgdata/server.key", '-out' => "$pgdata/server.crt" ], '>&' => \$made)
-		  or die $made;
-		chmod(0600, "$pgdata/server.key", "$pgdata/server.crt");
-		$node->append_conf('postgresql.conf', 'ssl = on');
-	}
+	offer_tls($node) if has_tls();
 	$node->restart;
 	my $size = -s $file;
 	my $listed = $path . pack('N a N a*', 1, 'f', length $size, $size);
@@ -221,7 +212,7 @@ for my $checksums (1, 0)
 	}
 
 	# Any byte of what the server sends, also where it is encrypted.
-	for my $sslmode ('disable', $tls ? 'require' : ())
+	for my $sslmode ('disable', has_tls() ? 'require' : ())
 	{
 		for my $nth (300, 3_000, 30_000, 300_000, 3_000_000, 9_000_000)
 		{

@@ -8,7 +8,6 @@ use File::Path ();
 use IO::Select;
 use IO::Socket::INET;
 use IO::Socket::UNIX;
-use IPC::Run ();
 use POSIX ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -16,6 +15,7 @@ use Test::More;
 use Time::HiRes ();
 use ParallelBackup::Client;
 use ParallelBackup::Proxy;
+use ParallelBackup::TLS;
 use ParallelBackup::Test;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
@@ -147,15 +147,11 @@ for my $case ([ 'a transfer', '-c' => 'fast', '-r' => '4M' ], [ 'a checkpoint', 
 # --- and it says no more than the connection itself, where libpq can do that
 SKIP:
 {
-	skip 'the server has no TLS', 5 unless `pg_config --configure` =~ /--with-(?:ssl=)?openssl/;
+	skip 'the server has no TLS', 5 unless has_tls();
 	my $pgdata = $node->data_dir;
-	my $made;
-	IPC::Run::run([ qw(openssl req -new -x509 -days 1 -nodes -newkey rsa:2048 -subj /CN=localhost),
-			'-keyout' => "$pgdata/server.key", '-out' => "$pgdata/server.crt" ], '>&' => \$made)
-	  or die $made;
-	chmod(0600, "$pgdata/server.key", "$pgdata/server.crt");
 	write_file("$pgdata/pg_hba.conf", "local all,replication all trust\nhost all,replication all 127.0.0.1/32 trust\n");
-	$node->append_conf('postgresql.conf', "ssl = on\nlisten_addresses = '127.0.0.1'\n");
+	offer_tls($node);
+	$node->append_conf('postgresql.conf', "listen_addresses = '127.0.0.1'\n");
 	$node->restart;
 	my $proxy = ParallelBackup::Proxy->new(server => $node->port, log => "$tempdir/codes");
 	$node->safe_psql('postgres', 'UPDATE t SET id = id');

@@ -13,6 +13,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use ParallelBackup::Connection;
 use ParallelBackup::RawBackup;
+use ParallelBackup::TLS;
 use ParallelBackup::Test;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
@@ -44,15 +45,10 @@ for my $sql (send_files_sql([$relation], BACKUP_ID => $id), send_files_sql([$oth
 my ($psql, $fifo);
 SKIP:
 {
-	skip 'the server has no TLS', 1 unless `pg_config --configure` =~ /--with-(?:ssl=)?openssl/;
+	skip 'the server has no TLS', 1 unless has_tls();
 	my $user = $node->safe_psql('postgres', 'SELECT current_user');
-	my $made;
-	IPC::Run::run([ qw(openssl req -new -x509 -days 1 -nodes -newkey rsa:2048 -subj /CN=localhost),
-			'-keyout' => "$pgdata/server.key", '-out' => "$pgdata/server.crt" ], '>&' => \$made)
-	  or skip "openssl made no certificate: $made", 1;
-	chmod 0600, "$pgdata/server.key";
 	append_to_file("$pgdata/pg_hba.conf", "hostssl all,replication $user 127.0.0.1/32 trust\n");
-	$node->append_conf('postgresql.conf', 'ssl = on');
+	offer_tls($node);
 	$node->reload;
 	POSIX::mkfifo("$tempdir/unread", 0600) or die $!;
 	# Opened for both, so that it neither waits for a reader nor has one.

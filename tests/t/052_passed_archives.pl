@@ -11,6 +11,7 @@ use Test::More;
 use ParallelBackup::Archive;
 use ParallelBackup::Compressed qw(%COMPRESSION);
 use ParallelBackup::Proxy;
+use ParallelBackup::TLS;
 use ParallelBackup::Test;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
@@ -262,14 +263,8 @@ for my $method (qw(lz4 zstd))
 
 # Encrypted.
 SKIP: {
-	skip 'the server has no TLS', 1 unless $configured =~ /--with-(?:ssl=)?openssl/;
-	my $made = '';
-	my @openssl = qw(openssl req -new -x509 -days 1 -nodes -newkey rsa:2048 -subj /CN=localhost);
-	# The key is nobody else's.
-	IPC::Run::run([ @openssl, '-keyout' => "$pgdata/server.key", '-out' => "$pgdata/server.crt" ], '>&' => \$made)
-	  or skip "openssl made no certificate: $made", 1;
-	chmod 0600, "$pgdata/server.key" or die $!;
-	$node->append_conf('postgresql.conf', 'ssl = on');
+	skip 'the server has no TLS', 1 unless has_tls();
+	offer_tls($node);
 	$node->restart;
 	my @tls = ('--dbname' => 'host=127.0.0.1 dbname=postgres sslmode=require port=' . $node->port, '-j' => 2, '-X' => 'fetch', '-Z' => 'server-zstd');
 	$node->command_checks_all([ @client, @tls, '-D' => "$tempdir/tls" ], 0, [qr/^\z/], [qr/^\z/], 'TLS: archives');
