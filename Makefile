@@ -68,8 +68,8 @@ miri: ## the unit tests of protocol and pages under Miri, of a nightly compiler
 	@tools/miri.sh
 
 MINUTES ?= 10
-soak: ## backups with faults at random, each copy started: MINUTES=10 SEED=number FAULT=pattern, PPB_STOCK=1 PG=15 too
-	@MINUTES='$(MINUTES)' SEED='$(SEED)' FAULT='$(FAULT)' TESTS=tests/soak/soak.pl tools/check.sh tap
+soak: ## backups with faults at random, each copy started: MINUTES=10 SEED=number FAULT=pattern TLS=30, PPB_STOCK=1 PG=15 too
+	@MINUTES='$(MINUTES)' SEED='$(SEED)' FAULT='$(FAULT)' TLS='$(TLS)' TESTS=tests/soak/soak.pl tools/check.sh tap
 
 check-lease: ## backups with --lease over a network that loses connections, at random: ROUNDS=20 SEED=number
 	@ROUNDS='$(ROUNDS)' SEED='$(SEED)' TESTS='tests/t/044*.pl tests/t/045*.pl' tools/check.sh tap

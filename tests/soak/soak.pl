@@ -3,7 +3,7 @@
 # faults at random moments and at each of the client's commands. A backup that is reported as a success is verified, put together,
 # started and asked for its data; of one that failed there is a message, and nothing else. After each, nothing is left
 # on the servers, and they go on. What happens is drawn at random; SEED, which is printed, draws it again, but for the moments.
-# FAULT is a pattern of the faults to try alone.
+# FAULT is a pattern of the faults to try alone, TLS how many backups in a hundred are over TLS.
 
 use strict;
 use warnings FATAL => 'all';
@@ -27,7 +27,8 @@ delete $ENV{PGAPPNAME};
 
 my $minutes = $ENV{MINUTES} || 10;
 my $seed = $ENV{SEED} || int rand 1_000_000_000;
-diag("SEED=$seed MINUTES=$minutes");
+my $tls = $ENV{TLS} || 30;
+diag("SEED=$seed MINUTES=$minutes TLS=$tls");
 srand $seed;
 
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
@@ -49,6 +50,17 @@ sub new_backup_works
 	return;
 }
 
+# A client that should have ended long ago: what its threads are at, and no more of it.
+sub is_out_of_time
+{
+	my ($error, $pid, $what) = @_;
+
+	die $error if $error !~ /timeout/;
+	diag(`ps -Lo tid,stat,wchan:20,time,comm -p $pid`);
+	kill 'KILL', $pid;
+	die "$what: it does not end";
+}
+
 # Runs it: its status, what it said, whether the fault has come to pass, and the command without what the fault did to it.
 sub client
 {
@@ -65,23 +77,23 @@ sub client
 		mkdir $request->{place} or die $!;
 		open($pipe, '|-:raw', 'bash', '-c', 'cat >"$0"', "$request->{place}/base.tar") or die $!;
 	}
-	my $connection = $fault ? $fault->connection_string : $request->{from}->connstr('postgres');
+	my $connection = $fault ? $fault->connection_string : connection_to(@$request{qw(from over_tls)});
 	my $run = IPC::Run::start([ @environment ? ('env', @environment) : (), @command, '--dbname' => $connection ],
 		'>' => $pipe // \$stdout, '2>' => \$stderr, IPC::Run::timeout(180));
 	my $pid = $run->{KIDS}[0]{PID};
 	while ($run->pumpable)
 	{
-		$run->pump_nb;
+		eval { $run->pump_nb; 1 } or is_out_of_time($@, $pid, $what);
 		both_answer() if $fault && $fault->happens($pid) && !$fault->is_down;
 		if ($is_quiet) { Time::HiRes::sleep(0.01) }
 		else { eval { deed_while_it_runs(); 1 } or $@ =~ /terminating|the database system|connection|recovery|Permission denied|No space|Too many open|Input\/output/ or die $@ }
 	}
 	# A client that is gone is no failure of the harness.
-	eval { $run->finish; 1 } or $@ =~ /timeout/ && die "$what: it does not end";
+	eval { $run->finish; 1 } or $@ =~ /timeout/ && is_out_of_time($@, $pid, $what);
 	close $pipe if $pipe;
 	my $struck = $fault ? $fault->ends : 0;
 	both_answer();
-	return ($run->full_result(0), $stderr, $struck, @command, '--dbname' => $request->{from}->connstr('postgres'));
+	return ($run->full_result(0), $stderr, $struck, @command, '--dbname' => connection_to(@$request{qw(from over_tls)}));
 }
 
 # With a lease it can be gone on with, if the server was not restarted.
@@ -138,15 +150,17 @@ sub backup
 	my $name = "b$number";
 	my $place = "$tempdir/$name";
 	my $prior = rand() < 0.5 ? prior_of() : undef;
-	my $request = draw($from, $name, $place, $prior, $store);
+	my $request = draw($from, $name, $place, $prior, $store, $tls);
 	my $fault = rand() < 0.7 || $ENV{FAULT} ? draw_fault($request, $from, "$place.network", $ENV{FAULT}) : undef;
 	my $is_quiet = rand() < 0.3;
 	$request->{from} = $from;
-	my $what = "$name: " . $from->name . ', ' . join(' ', $request->{options}->@*) . ', ' . ($fault ? $fault->words : 'no fault') . ($is_quiet ? ', nothing changes' : '');
+	my $what = join ', ', "$name: " . $from->name, join(' ', $request->{options}->@*), $request->{over_tls} ? 'over TLS' : (), $fault ? $fault->words : 'no fault',
+	  $is_quiet ? 'nothing changes' : ();
 	note($last_words = $what);
 	$asked_for{ $request->{format} }++;
 	$asked_for{increments}++ if defined $prior;
 	$asked_for{'from the standby'}++ if $from == standby();
+	$asked_for{'over TLS'}++ if $request->{over_tls};
 	$asked_for{'by the procedures'}++ if stock_server() || $request->{role} eq 'calls';
 
 	my $has_far = !$is_quiet && $from == primary() && $request->{format} =~ /^(?:plain|blackhole)\z/ && !defined $prior && rand() < 0.15;
@@ -194,6 +208,8 @@ sub backup
 	my $is_promoted = $fault && $struck && $fault->{name} =~ /promotion/;
 	nothing_is_left($from, $what, closely => !$is_promoted && ($status != 0 || $number % 5 == 0));
 	new_backup_works($from, $what) if $status != 0;
+	# All of it is kept then.
+	return if !Test::More->builder->is_passing;
 	$fault->clean_up if $fault;
 	on('postgres', 'DROP TABLE far') if $has_far;
 	File::Path::remove_tree($place, "$place.network", $status == 0 ? () : "${place}_ts");

@@ -1,227 +1,24 @@
-# What goes wrong during a backup of a soak: to the client's process, to the processes of the server that it backs up, to the
-# network between them, to files on either side. Half of what can be is done while the client is at a certain command,
-# the reply to which stands still meanwhile; the rest at any moment.
+# What goes wrong during a backup of a soak, from its drawing to what is left of it. Half of what can be is done while the client
+# is at a certain command, the reply to which stands still meanwhile, or, where nobody can tell the command, at a
+# certain byte; the rest at any moment.
 
 package ParallelBackup::Soak::Fault;
 
 use strict;
 use warnings FATAL => 'all';
 
-use Errno qw(EACCES EIO EMFILE ENOSPC);
 use Exporter 'import';
-use Fcntl qw(SEEK_SET);
-use PostgreSQL::Test::Cluster;
-use PostgreSQL::Test::Utils;
-use POSIX ();
-use Time::HiRes qw(sleep time);
+use Time::HiRes qw(time);
 use ParallelBackup::Disturbance;
+use ParallelBackup::Disturbance::Encrypted;
 use ParallelBackup::Load;
-use ParallelBackup::Soak::Copy;
+use ParallelBackup::Soak::FaultKinds;
 use ParallelBackup::Soak::Servers;
 
 our @EXPORT = qw(draw_fault);
 
-use constant { BLOCK => 8192, SPOILED_BLOCK => 7 };
-
-# Signals to processes, by part, and what a superuser can do to them.
-my %process_faults = (
-	SIGTERM => sub { kill 'TERM', $_[0] },
-	SIGINT => sub { kill 'INT', $_[0] },
-	SIGKILL => sub { kill 'KILL', $_[0] },
-	'stopped for a while' => sub { kill 'STOP', $_[0]; sleep 0.3 + rand 1; kill 'CONT', $_[0] },
-	pg_terminate_backend => sub { $_[1]->safe_psql('postgres', "SELECT pg_terminate_backend($_[0])") },
-	pg_cancel_backend => sub { $_[1]->safe_psql('postgres', "SELECT pg_cancel_backend($_[0])") });
-
-# What can be chosen: a name, and a function of the fault's object, which says how it goes.
-#
-#   strike     does it; true if it has come to pass
-#   back       after the client's end, before anything else: true unless it has not come to pass after all
-#   after      after the servers were looked at
-#   words      what the client may say, and must if it is to fail
-#   has_to     'fail' where the backup must
-#   is_down    the server does not answer until it is brought back
-my %faults;
-
-for my $signal (qw(SIGTERM SIGINT SIGKILL))
-{
-	$faults{"client: $signal"} = sub { my ($self) = @_; $self->{strike} = sub { kill $signal =~ s/SIG//r, $self->{pid} } };
-}
-$faults{'client: stopped for a while'} = sub {
-	my ($self) = @_;
-	$self->{strike} = sub { kill 'STOP', $self->{pid}; sleep 0.5 + rand 2; kill 'CONT', $self->{pid} };
-};
-for my $part (qw(worker coordinator keeper))
-{
-	for my $how (keys %process_faults)
-	{
-		$faults{"$part: $how"} = sub {
-			my ($self) = @_;
-			$self->{strike} = sub {
-				my @pids = backends($self->{from}, $part) or return 0;
-				# Perhaps it has gone in the meantime.
-				$process_faults{$how}->(pick(@pids), $self->{from});
-				return 1;
-			};
-		};
-	}
-}
-$faults{'backup cancelled'} = sub {
-	my ($self) = @_;
-	$self->{strike} = sub { $self->{from}->safe_psql('postgres', 'SELECT parallel_backup.cancel_backup(backup_id) FROM parallel_backup.backups') ne '' };
-};
-for my $mode (qw(fast immediate))
-{
-	$faults{"server: $mode restart"} = sub { my ($self) = @_; $self->{strike} = sub { restart_server($self->{from}, $mode); 1 } };
-}
-# It lasts until the client is through, or finds that nobody new is let in.
-$faults{'server: smart shutdown'} = sub {
-	my ($self) = @_;
-	my $from = $self->{from};
-	$self->{is_down} = 1;
-	$self->{strike} = sub {
-		eval { stop_load() };
-		system_or_bail('pg_ctl', '--silent', '-D', $from->data_dir, '-m', 'smart', '--no-wait', 'stop');
-		return 1;
-	};
-	$self->{back} = sub {
-		for (1 .. 1200)
-		{
-			last if !-e $from->data_dir . '/postmaster.pid';
-			sleep 0.1;
-		}
-		die 'a smart shutdown does not end' if -e $from->data_dir . '/postmaster.pid';
-		$from->_update_pid(0);
-		start_server($from);
-		return 1;
-	};
-};
-$faults{'standby: promotion'} = sub {
-	my ($self) = @_;
-	$self->{strike} = sub { $self->{from}->promote; 1 };
-	$self->{after} = sub { replace_standby(); forget_chain(); settle() };
-};
-
-for my $how (qw(cut client server half stall change))
-{
-	my %words = (cut => 'both ends closed', client => 'closed to the client', server => 'closed to the server', half => 'half closed', stall => 'not read for a while', change => 'a bit changed');
-	$faults{"network: $words{$how}"} = sub {
-		my ($self) = @_;
-		$self->{plan} = [ { phase => $self->{phase}, skip => pick(0, 0, 1, 3), after => pick(-1, 0, 30, 1000, 100000), how => $how, for => rand() < 0.1 ? 20 + rand 40 : 0.5 + rand 4, bit => int rand 8 } ];
-		$self->{plan}[0]{after} = pick(0, 30, 1000, 100000) if $how eq 'change';
-	};
-}
-
-my %error = (ENOSPC => ENOSPC, EIO => EIO, EACCES => EACCES, EMFILE => EMFILE);
-for my $case (qw(create:ENOSPC create:EACCES create:EMFILE write:ENOSPC write:EIO sync:EIO sync:ENOSPC open:EACCES open:EMFILE))
-{
-	my ($call, $error) = split /:/, $case;
-	$faults{"client's files: $error, $call"} = sub {
-		my ($self) = @_;
-		my $control = $self->{control} = "$self->{place}.faults";
-		$self->{prepare} = sub { _write($control, join ' ', 0, $call, $error{$error}, pick(0, 0, 5, 50, 500), $self->{place}) };
-		$self->{environment} = [ 'LD_PRELOAD=' . io_library(), "IO_FAULTS=$control" ];
-		$self->{back} = sub { my $has_failed = -e "$control.seen"; unlink $control, "$control.seen"; $has_failed };
-	};
-}
-for my $case (qw(open:EACCES open:EMFILE open:EIO read:EIO))
-{
-	my ($call, $error) = split /:/, $case;
-	$faults{"server's files: $error, $call"} = sub {
-		my ($self) = @_;
-		$self->{strike} = sub {
-			my @pids = backends($self->{from}) or return 0;
-			_write(io_control($self->{from}), join ' ', pick(@pids), $call, $error{$error}, pick(0, 0, 10), pick('base', 'base', 'global', 'pg_wal', 'pg_xact'));
-			return 1;
-		};
-		$self->{back} = sub { no_io_faults($self->{from}) };
-	};
-}
-# What backups make in the server: shared memory, and slots.
-for my $what ('write:pg_dynshmem', 'create:pg_dynshmem', 'write:pg_replslot', 'create:pg_replslot')
-{
-	my ($call, $where) = split /:/, $what;
-	$faults{"server's files: ENOSPC, $call in $where"} = sub {
-		my ($self) = @_;
-		$self->{prepare} = sub { _write(io_control($self->{from}), join ' ', 0, $call, ENOSPC, pick(0, 0, 1), $where) };
-		$self->{back} = sub { no_io_faults($self->{from}) };
-	};
-}
-
-# Of a table that nobody writes to.
-$faults{'page: damaged on disk'} = sub {
-	my ($self) = @_;
-	my $page;
-	$self->{has_to} = 'fail' if !defined $self->{request}{prior};
-	$self->{words} = qr/checksum verification failed in file "[^"]+", block ${\ SPOILED_BLOCK}:/;
-	$self->{prepare} = sub { $page = _spoiled($self->{from}); _flip($page, 1) };
-	$self->{back} = sub { _flip($page, 1); !defined $self->{request}{prior} };
-};
-$faults{'page: torn, and heals'} = sub {
-	my ($self) = @_;
-	my $process;
-	$self->{words} = qr/checksum verification failed in file "[^"]+", block ${\ SPOILED_BLOCK}:/;
-	$self->{prepare} = sub {
-		my $page = _spoiled($self->{from});
-		my $parent = $$;
-		$process = fork() // die $!;
-		return if $process;
-		my $is_over = 0;
-		$SIG{TERM} = sub { $is_over = 1 };
-		while (!$is_over && getppid() == $parent)
-		{
-			_flip($page, 1);
-			sleep 0.002;
-			_flip($page, 1);
-			sleep 0.02;
-		}
-		POSIX::_exit(0);
-	};
-	$self->{back} = sub { kill 'TERM', $process; waitpid $process, 0; 1 };
-};
-
-sub _spoiled
-{
-	my ($from) = @_;
-	return $from->data_dir . '/' . $from->safe_psql('postgres', q(SELECT pg_relation_filepath('spoiled')));
-}
-
-# A bit in the second half of the page is another.
-sub _flip
-{
-	my ($path, $bit) = @_;
-	open my $file, '+<:raw', $path or die "$path: $!";
-	sysseek $file, SPOILED_BLOCK * BLOCK + 6000, SEEK_SET;
-	sysread $file, my $byte, 1 or die $!;
-	sysseek $file, SPOILED_BLOCK * BLOCK + 6000, SEEK_SET;
-	syswrite $file, chr(ord($byte) ^ $bit) or die $!;
-	close $file;
-	return;
-}
-
-sub _write
-{
-	my ($path, $line) = @_;
-	open my $file, '>', "$path.new" or die "$path: $!";
-	print $file $line;
-	close $file;
-	rename "$path.new", $path or die $!;
-	return;
-}
-
-# Which of them go with a request.
-sub _fits
-{
-	my ($name, $request, $from) = @_;
-
-	return 0 if $name =~ /^standby/ && $from == primary();
-	return 0 if $name =~ /page/ && !$request->{checked};
-	# On a standby no such slot is made, and without a lease neither it nor a keeper.
-	return 0 if $name =~ /keeper|dynshmem/ && defined $request->{lease} && $request->{lease} == 0;
-	return 0 if $name =~ /pg_replslot/ && $from != primary();
-	return 0 if $name =~ /^client's/ && $request->{format} =~ /^(?:pipe|blackhole|objects)\z/;
-	return 0 if $name =~ /sync/ && grep { $_ eq '--no-sync' } $request->{options}->@*;
-	return 1;
-}
+# Of what a server says over TLS before a client is let in, about; of a large part of a backup.
+use constant { HANDSHAKE => 3000, LARGE => 30_000_000 };
 
 # One for a request, by chance; the directory is for what it needs.
 sub draw_fault
@@ -229,26 +26,52 @@ sub draw_fault
 	my ($request, $from, $directory, $wanted) = @_;
 	# As many of each kind, however many there are of it.
 	my %kinds;
-	push $kinds{s/:.*//r}->@*, $_ for grep { _fits($_, $request, $from) } sort keys %faults;
+	push $kinds{s/:.*//r}->@*, $_ for fitting_faults($request, $from);
 	if ($wanted) { $_ = [ grep { /$wanted/ } @$_ ] for values %kinds }
 	my @kinds = grep { $kinds{$_}->@* } sort keys %kinds or return;
 	my $name = pick($kinds{ pick(@kinds) }->@*);
+	my $self = bless { name => $name, request => $request, from => $from, place => $request->{place}, directory => $directory }, __PACKAGE__;
+
+	become($self, $name);
+	if ($self->{disturbance}) { $self->{event} = { $self->{disturbance}->%*, $self->_point($self->{disturbance}{how}) } }
+	elsif ($self->{strike} && rand() < 0.5) { $self->{event} = { how => 'wait', $self->_point('wait') } }
+	elsif ($self->{strike}) { $self->{moment} = rand(rand() < 0.5 ? 0.3 : 2.5) }
+	return $self;
+}
+
+# Where in what goes to and fro.
+sub _point
+{
+	my ($self, $how) = @_;
+
+	return $self->_byte($how) if $self->{request}{over_tls};
+	my $request = $self->{request};
 	my @phases = ('start', 'list', 'files', 'files', 'stop', $request->{wal} eq 'stream' ? 'stream' : (), $request->{wal} eq 'fetch' ? 'wal' : (),
 		defined $request->{lease} && $request->{lease} > 0 ? 'release' : ());
-	my $self = bless { name => $name, request => $request, from => $from, place => $request->{place}, phase => pick(@phases) }, __PACKAGE__;
+	# What is not handed on cannot be changed.
+	return (phase => pick(@phases), skip => pick(0, 0, 1, 3), after => pick($how eq 'change' ? () : -1, 0, 30, 1000, 100000));
+}
 
-	$faults{$name}->($self);
-	if ($self->{strike} && rand() < 0.5) { $self->{plan} = [ { phase => $self->{phase}, skip => pick(0, 0, 1, 3), after => pick(-1, 0, 30, 1000, 100000), how => 'wait' } ] }
-	elsif ($self->{strike}) { $self->{moment} = rand(rand() < 0.5 ? 0.3 : 2.5) }
-	$self->{directory} = $directory;
-	return $self;
+# As many early as late ones: while the two sides agree on keys, and in what comes then, by orders of magnitude. A client
+# says little.
+sub _byte
+{
+	my ($self, $how) = @_;
+	my $sender = pick(qw(server server client));
+	my $after = rand() < 0.2 ? rand HANDSHAKE : HANDSHAKE * (($sender eq 'server' ? LARGE : 20 * HANDSHAKE) / HANDSHAKE)**rand;
+
+	return (
+		sender => $sender, after => int $after, skip => pick(0, 0, 1, 3),
+		$how eq 'change' ? (place => pick(undef, undef, 'high', 'low')) : ());
 }
 
 # What is known of it before it happens.
 sub words
 {
 	my ($self) = @_;
-	return $self->{name} . ($self->{plan} ? " at $self->{phase} after $self->{plan}[0]{after}" : '');
+	my $event = $self->{event} or return $self->{name};
+	my $place = defined $event->{place} ? " in the $event->{place} byte of a length" : '';
+	return "$self->{name} " . (defined $event->{phase} ? "at $event->{phase} after $event->{after}" : "$event->{after} bytes after the $event->{sender}'s first$place");
 }
 
 # How the client connects, and with which environment it is run.
@@ -257,7 +80,11 @@ sub begin
 	my ($self) = @_;
 
 	$self->{prepare}->() if $self->{prepare};
-	$self->{network} = ParallelBackup::Disturbance->new(node => $self->{from}, dir => $self->{directory}, plan => $self->{plan}) if $self->{plan};
+	if ($self->{event})
+	{
+		my $class = 'ParallelBackup::Disturbance' . ($self->{request}{over_tls} ? '::Encrypted' : '');
+		$self->{network} = $class->new(node => $self->{from}, dir => $self->{directory}, plan => [ $self->{event} ]);
+	}
 	$self->{began} = time;
 	return;
 }
@@ -265,7 +92,8 @@ sub begin
 sub connection_string
 {
 	my ($self) = @_;
-	return $self->{network} ? 'host=127.0.0.1 dbname=postgres port=' . $self->{network}->port : $self->{from}->connstr('postgres');
+	return connection_to($self->{from}, $self->{request}{over_tls}) if !$self->{network};
+	return network_connection($self->{network}->port, $self->{request}{over_tls});
 }
 
 sub environment { return ($_[0]{environment} // [])->@* }

@@ -8,28 +8,31 @@ use warnings FATAL => 'all';
 use Exporter 'import';
 use ParallelBackup::Load;
 use ParallelBackup::Soak::Servers;
+use ParallelBackup::TLS;
 use ParallelBackup::Test;
 
 our @EXPORT = qw(draw);
 
-# draw(server, name, place, prior, store): what is asked for.
+# draw(server, name, place, prior, store, share): what is asked for.
 #
 # prior    the manifest of a backup to go on from, or undef
 # store    the object store, or undef
+# share    how many in a hundred are over TLS, where the server has it
 #
 #   format    plain, tar, pipe (a tar archive on standard output), volumes, file (volumes by URL), objects, or blackhole
 #   wal, lease, role, prior
+#   over_tls  by TCP, encrypted; else by the Unix socket, or over a network that can be listened to
 #   options   of the client, with where it puts the copy, but for the connection
 #   place     the directory that it has then; of a pipe, where the harness puts the archive; of objects, none
 #   url       of objects
 #   checked   whether pages are
 sub draw
 {
-	my ($from, $name, $place, $prior, $store) = @_;
+	my ($from, $name, $place, $prior, $store, $share) = @_;
 	my @formats = (qw(plain plain tar tar volumes file blackhole), has_spaces() ? () : qw(pipe pipe), $store ? 'objects' : ());
 	my %request = (
 		name => $name, format => pick(@formats), wal => pick(qw(stream stream fetch none)), role => pick('', '', '', 'calls', 'timed'),
-		place => $place, spaces => "${place}_ts", checked => 1, prior => $prior);
+		place => $place, spaces => "${place}_ts", checked => 1, prior => $prior, over_tls => rand(100) < $share && has_tls());
 	my $format = $request{format};
 
 	# Who may not replicate has no WAL stream, and who is cut short by the server has a backup all the same.

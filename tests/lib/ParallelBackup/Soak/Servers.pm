@@ -15,11 +15,12 @@ use Test::More;
 use Time::HiRes qw(sleep);
 use ParallelBackup::Lease;
 use ParallelBackup::Load;
+use ParallelBackup::TLS;
 use ParallelBackup::Test;
 
 our @EXPORT = qw(
   begin_servers end_servers primary standby servers space_of start_server restart_server answers both_answer
-  has_spaces mapped_to replace_standby backends settle nothing_is_left
+  connection_to network_connection has_spaces mapped_to replace_standby backends settle nothing_is_left
   io_library io_control no_io_faults
 );
 
@@ -40,6 +41,19 @@ sub has_spaces { return $has_spaces }
 
 # Options that put the tablespace, if there is one, elsewhere.
 sub mapped_to { my ($from, $to) = @_; return $has_spaces ? ('-T' => "$space{ $from->name }=$to") : () }
+
+# How a client gets to a server, or to it by a network.
+sub connection_to
+{
+	my ($of, $over_tls) = @_;
+	return $over_tls ? network_connection($of->port, $over_tls) : $of->connstr('postgres');
+}
+
+sub network_connection
+{
+	my ($port, $over_tls) = @_;
+	return "host=127.0.0.1 port=$port dbname=postgres" . ($over_tls ? ' sslmode=require gssencmode=disable' : '');
+}
 
 sub space_of { return $space{ $_[0]->name } }
 
@@ -79,6 +93,7 @@ sub begin_servers
 	system_or_bail(split(' ', $ENV{CC} // $cc), '-std=gnu11', '-O1', '-fPIC', '-shared', '-D_GNU_SOURCE', '-o', io_library(),
 		"$ENV{PPB_ROOT}/tests/modules/io_faults/io_faults.c");
 	$primary = lease_node('primary', segsize => 16, conf => q(
+listen_addresses = '127.0.0.1'
 allow_in_place_tablespaces = on
 checkpoint_timeout = 30s
 max_wal_size = 256MB
@@ -88,6 +103,8 @@ full_page_writes = on
 log_statement = ddl
 restart_after_crash = on
 ) . (server_major() >= 17 ? "summarize_wal = on\n" : ''));
+	# Its standbys have the same key.
+	offer_tls($primary) if has_tls();
 	restart_server($primary);
 	work_on($primary);
 	$space{primary} = "$tempdir/ts";
