@@ -70,13 +70,19 @@ impl Place {
     /// Makes the directory, with exactly this mode, whatever the umask.
     pub fn make(path: &Path, mode: u32) -> io::Result<Self> {
         rustix::fs::mkdir(path, Mode::from_raw_mode(mode))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path, flags, Mode::empty())?;
-        let found = rustix::fs::fstat(&directory)?;
-        if found.st_mode & 0o7777 != mode {
-            rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?;
-        }
-        Ok(Self { path: path.to_owned(), directory, identity: id(&found) })
+        let open = || -> io::Result<Self> {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(path, flags, Mode::empty())?;
+            let found = rustix::fs::fstat(&directory)?;
+            if found.st_mode & 0o7777 != mode {
+                rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?;
+            }
+            Ok(Self { path: path.to_owned(), directory, identity: id(&found) })
+        };
+        open().inspect_err(|_| {
+            // It cannot be remembered, and there is nothing in it.
+            let _ = rustix::fs::rmdir(path);
+        })
     }
 
     /// Its name.
