@@ -1,7 +1,7 @@
 //! Walks a cluster, a backup's files and directories one by one, holding no more of it in memory
 //! than the path it is at.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::io;
@@ -14,13 +14,19 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 use walkdir::{DirEntry, WalkDir};
 
-use crate::cluster::contents::{Verdict, WAL_DIR, init_fork, join, verdict};
+use crate::cluster::contents::{RelationDir, Verdict, WAL_DIR, init_fork, join, verdict};
 use crate::cluster::{Layout, Tablespace};
 use crate::error::{Error, Result};
 
-/// Directories held open at once. The server keeps ten descriptors (NUM_RESERVED_FDS, fd.c) for
-/// what does not go through its own accounting.
-const MAX_OPEN: usize = 4;
+/// Directories held open at once by walkdir, and to look at what is in them. The server keeps ten descriptors
+/// (NUM_RESERVED_FDS, fd.c) for what does not go through its own accounting; the walk of a tablespace comes on top of two of
+/// each of the data directory's.
+const MAX_OPEN: usize = 3;
+const MAX_HELD: usize = 2;
+
+/// Bytes of paths up to which a directory of relations is read to its end before the first of them is looked at: as
+/// most are, which then need not be read once more for their init forks.
+const READ_AHEAD: usize = 64 * 1024;
 
 /// How the names of init forks end.
 const INIT_FORK_SUFFIX: &[u8] = b"_init";
@@ -91,13 +97,14 @@ impl Walk<'_> {
         visitor: &mut impl Visitor,
     ) -> Result<()> {
         let start = self.root.join(OsStr::from_bytes(top));
-        let mut walk = WalkDir::new(&start)
-            .min_depth(usize::from(is_root))
-            .max_open(MAX_OPEN)
-            .follow_links(false)
-            .follow_root_links(false)
-            .into_iter();
-        let mut here: Option<OpenDirectory> = None;
+        let mut walk = Entries::new(
+            WalkDir::new(&start)
+                .min_depth(usize::from(is_root))
+                .max_open(MAX_OPEN)
+                .follow_links(false)
+                .follow_root_links(false),
+        );
+        let mut way = Way { start: &start, top, held: VecDeque::with_capacity(MAX_HELD + 1) };
         while let Some(entry) = walk.next() {
             visitor.poll()?;
             let entry = match entry {
@@ -111,16 +118,10 @@ impl Walk<'_> {
                 self.directory(top, metadata.map_err(Into::into), visitor)?;
                 continue;
             }
-            let here = match &mut here {
-                Some(here) if here.has(&entry) => here,
-                last => {
-                    let directory = entry.path().parent().unwrap_or(Path::new(""));
-                    match OpenDirectory::open(&start, directory, self.relative(&start, top, directory))? {
-                        Some(opened) => last.insert(opened),
-                        None => continue,
-                    }
-                }
-            };
+            let Some(here) = way.to(&entry)? else { continue };
+            if here.init_forks.is_none() && RelationDir::of(self.layout, &here.relative).is_some() {
+                here.init_forks = walk.init_forks(&entry, visitor)?;
+            }
             let name = entry.file_name().as_bytes();
             let path = join(&here.relative, name);
             let found = verdict(self.layout, &here.relative, name, &path);
@@ -218,12 +219,6 @@ impl Walk<'_> {
         }
     }
 
-    /// A path under `start`, which is `top` relative to the data directory.
-    fn relative(&self, start: &Path, top: &[u8], path: &Path) -> Vec<u8> {
-        let rest = path.strip_prefix(start).unwrap_or(path).as_os_str().as_bytes();
-        if rest.is_empty() { top.to_vec() } else { join(top, rest) }
-    }
-
     fn walk_error(&self, top: &[u8], error: walkdir::Error) -> Error {
         let path = error.path().map_or_else(
             || PathBuf::from(OsStr::from_bytes(top)),
@@ -240,7 +235,146 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
 
-/// The directory that the walk is in. Its files are looked at by their names in it: the kernel has
+/// Entries in walkdir's order, some of them before they are asked for.
+struct Entries {
+    walk: walkdir::IntoIter,
+    /// Read already. A directory is the last of them: what is in it comes next, or is skipped.
+    ahead: VecDeque<walkdir::Result<DirEntry>>,
+    /// The last entry that was handed out, if it is a directory.
+    directory: Option<PathBuf>,
+}
+
+impl Entries {
+    fn new(walk: WalkDir) -> Self {
+        Self { walk: walk.into_iter(), ahead: VecDeque::new(), directory: None }
+    }
+
+    fn next(&mut self) -> Option<walkdir::Result<DirEntry>> {
+        let entry = self.ahead.pop_front().or_else(|| self.walk.next());
+        if self.ahead.is_empty() {
+            let directory = entry.as_ref().and_then(|entry| entry.as_ref().ok());
+            self.directory =
+                directory.filter(|entry| entry.file_type().is_dir()).map(|entry| entry.path().to_owned());
+        }
+        entry
+    }
+
+    /// What is in the directory that was handed out last does not come.
+    fn skip_current_dir(&mut self) {
+        self.walk.skip_current_dir();
+    }
+
+    /// The init forks in the directory of an entry, the last that was handed out, if that is the first of it and the end of
+    /// the directory is not far.
+    fn init_forks(
+        &mut self,
+        first: &DirEntry,
+        visitor: &mut impl Visitor,
+    ) -> Result<Option<HashSet<Vec<u8>>>> {
+        // On the way back from a directory in it what came before is not known any more.
+        let Some(directory) = self.directory.take().filter(|path| Some(&**path) == first.path().parent())
+        else {
+            return Ok(None);
+        };
+        let mut found = HashSet::new();
+        let mut note = |entry: &DirEntry| {
+            let name = entry.file_name().as_bytes();
+            if name.ends_with(INIT_FORK_SUFFIX) {
+                found.insert(name.to_owned());
+            }
+        };
+        note(first);
+        let mut bytes = 0;
+        while bytes < READ_AHEAD {
+            visitor.poll()?;
+            let Some(entry) = self.walk.next() else { return Ok(Some(found)) };
+            let mut is_last = false;
+            if let Ok(entry) = &entry {
+                if entry.path().parent() != Some(&directory) {
+                    self.ahead.push_back(Ok(entry.clone()));
+                    return Ok(Some(found));
+                }
+                note(entry);
+                bytes += entry.path().as_os_str().len();
+                is_last = entry.file_type().is_dir();
+            }
+            self.ahead.push_back(entry);
+            if is_last {
+                break;
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The directories that lead to the one that the walk is in, the last of them.
+struct Way<'a> {
+    /// Where it begins, by this path, the one part in which links are followed.
+    start: &'a Path,
+    /// The same relative to the data directory.
+    top: &'a [u8],
+    held: VecDeque<OpenDirectory>,
+}
+
+impl Way<'_> {
+    /// The directory that an entry is in. `None` if it has gone, or a link has taken the place of a directory on the way:
+    /// what was read by way of that is of another place.
+    fn to(&mut self, entry: &DirEntry) -> Result<Option<&mut OpenDirectory>> {
+        if !self.held.back().is_some_and(|here| here.has(entry))
+            && !self.open(entry.path().parent().unwrap_or(Path::new("")))?
+        {
+            return Ok(None);
+        }
+        Ok(self.held.back_mut())
+    }
+
+    /// Goes to a directory, from one above it that is open, component by component, so that the kernel follows no link below
+    /// the start. False if there is no way.
+    fn open(&mut self, path: &Path) -> Result<bool> {
+        while self.held.back().is_some_and(|here| !path.starts_with(&here.path)) {
+            self.held.pop_back();
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if self.held.is_empty() {
+            let opened = rustix::fs::open(self.start, flags, Mode::empty());
+            if !self.hold(opened, self.start.to_owned(), self.top.to_owned())? {
+                return Ok(false);
+            }
+        }
+        let from = self.held.back().map_or(self.start, |here| &here.path);
+        let names = path.strip_prefix(from).unwrap_or(Path::new("")).to_owned();
+        for name in &names {
+            let Some(here) = self.held.back() else { return Ok(false) };
+            let opened = openat(&here.directory, name, flags | OFlags::NOFOLLOW, Mode::empty());
+            let relative = here.relative_of(name.as_bytes());
+            if !self.hold(opened, here.path.join(name), relative)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn hold(
+        &mut self,
+        opened: rustix::io::Result<OwnedFd>,
+        path: PathBuf,
+        relative: Vec<u8>,
+    ) -> Result<bool> {
+        match opened {
+            Ok(directory) => {
+                self.held.push_back(OpenDirectory { path, relative, directory, init_forks: None });
+                if self.held.len() > MAX_HELD {
+                    self.held.pop_front();
+                }
+                Ok(true)
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(error) => Err(Error::io("open directory", &relative, error.into())),
+        }
+    }
+}
+
+/// A directory that the walk is in, or below. Its files are looked at by their names in it: the kernel has
 /// no path to follow for each.
 struct OpenDirectory {
     /// As the walk has it.
@@ -252,22 +386,16 @@ struct OpenDirectory {
 }
 
 impl OpenDirectory {
-    /// `path` begins with `start`, the one part in which links are followed. `None` if it has gone, or a
-    /// link has taken the place of a directory in it: what was read by way of that is of another place.
-    fn open(start: &Path, path: &Path, relative: Vec<u8>) -> Result<Option<Self>> {
-        match open_below(start, path.strip_prefix(start).unwrap_or(Path::new(""))) {
-            Ok(directory) => Ok(Some(Self { path: path.to_owned(), relative, directory, init_forks: None })),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(error) => Err(Error::io("open directory", &relative, error.into())),
-        }
-    }
-
     /// Whether it is the directory of an entry. Bytes are compared, not components: this is asked for each file.
     fn has(&self, entry: &DirEntry) -> bool {
         let path = entry.path().as_os_str().as_bytes();
         let directory =
             path.strip_suffix(entry.file_name().as_bytes()).and_then(|path| path.strip_suffix(b"/"));
         directory == Some(self.path.as_os_str().as_bytes())
+    }
+
+    fn relative_of(&self, name: &[u8]) -> Vec<u8> {
+        if self.relative.is_empty() { name.to_vec() } else { join(&self.relative, name) }
     }
 
     fn status(&self, name: &[u8]) -> io::Result<Status> {
@@ -299,16 +427,6 @@ impl OpenDirectory {
         }
         Ok(self.init_forks.get_or_insert_default())
     }
-}
-
-/// Opens a directory below another, component by component, so that the kernel follows no link below `start`.
-fn open_below(start: &Path, below: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut directory = rustix::fs::open(start, flags, Mode::empty())?;
-    for name in below {
-        directory = openat(&directory, name, flags | OFlags::NOFOLLOW, Mode::empty())?;
-    }
-    Ok(directory)
 }
 
 /// What lstat says.
@@ -382,7 +500,10 @@ mod tests {
         let path = std::env::temp_dir().join(format!("pg_parallel_backup_gone_{}", std::process::id()));
         fs::create_dir(&path).unwrap();
         fs::write(path.join("16384_init"), b"").unwrap();
-        let open = || OpenDirectory::open(&path, &path, b"base/5".to_vec()).unwrap();
+        let open = || {
+            let mut way = Way { start: &path, top: b"base/5", held: VecDeque::new() };
+            way.open(&path).unwrap().then(|| way.held.pop_back().unwrap())
+        };
         struct Interrupted;
         impl Visitor for Interrupted {
             fn poll(&mut self) -> Result<()> {
@@ -409,13 +530,88 @@ mod tests {
         let cluster = Scratch::new("swapped");
         cluster.file("base/5/1");
         cluster.file("outside/5/2");
-        let open = |path: &str| OpenDirectory::open(&cluster.0, &cluster.0.join(path), path.into()).unwrap();
-        assert!(open("base/5").is_some() && open("").is_some());
+        let mut held = Way { start: &cluster.0, top: b"", held: VecDeque::new() };
+        let base = cluster.0.join("base");
+        assert!(held.open(&base).unwrap() && held.open(&base.join("5")).unwrap());
+        let open = |path: &str| {
+            Way { start: &cluster.0, top: b"", held: VecDeque::new() }.open(&cluster.0.join(path)).unwrap()
+        };
+        assert!(open("base/5") && open(""));
         fs::rename(cluster.0.join("base"), cluster.0.join("before")).unwrap();
         symlink(cluster.0.join("outside"), cluster.0.join("base")).unwrap();
-        assert!(open("base").is_none() && open("base/5").is_none());
+        assert!(!open("base") && !open("base/5"));
         fs::write(cluster.0.join("file"), b"").unwrap();
-        assert!(open("file").is_none() && open("gone/5").is_none());
+        assert!(!open("file") && !open("gone/5"));
+        // What is open stays what it was; a new way does not lead by the link.
+        assert!(held.open(&base.join("5")).unwrap());
+        assert_eq!(held.held.back().unwrap().relative, b"base/5");
+        assert!(held.open(&cluster.0.join("before")).unwrap());
+        assert!(!held.open(&base).unwrap());
+    }
+
+    /// All that a walk finds of a cluster without tablespaces, sorted.
+    fn found_in(cluster: &Scratch) -> Vec<(String, bool)> {
+        let layout = Layout::new(Vec::new(), b"PG_18_1".to_vec(), Default::default());
+        let walk = Walk { root: &cluster.0, layout: &layout, directory_mode: 0o700, wal_directories: &[] };
+        let mut seen = Collected::default();
+        walk.run(&mut seen).unwrap();
+        seen.entries.sort();
+        seen.entries
+    }
+
+    #[test]
+    fn init_forks_of_small_directories_and_large_ones() {
+        // Some have more names than are read ahead, and some a directory between them.
+        for (count, within) in [(10, false), (READ_AHEAD / 100, false), (10, true), (READ_AHEAD / 100, true)]
+        {
+            let cluster = Scratch::new(&format!("forks_{count}_{within}"));
+            for database in ["4", "5", "6"] {
+                for number in 0..count {
+                    cluster.file(&format!("base/{database}/file{}{number}", "0".repeat(100)));
+                }
+                for name in ["7", "7_vm", "7_init", "8", "8_fsm", "t3_8"] {
+                    cluster.file(&format!("base/{database}/{name}"));
+                    cluster.file(&format!("other{database}/{name}"));
+                }
+                if within {
+                    cluster.file(&format!("base/{database}/within/7"));
+                    cluster.file(&format!("base/{database}/pgsql_tmp1/7"));
+                }
+            }
+            let all = found_in(&cluster);
+            let mut expected = vec!["base".to_owned()];
+            for database in ["4", "5", "6"] {
+                expected.extend(["", "/7_init", "/8", "/8_fsm"].map(|name| format!("base/{database}{name}")));
+                if within {
+                    expected.extend(["", "/7"].map(|name| format!("base/{database}/within{name}")));
+                }
+                let others = ["", "/7", "/7_init", "/7_vm", "/8", "/8_fsm", "/t3_8"];
+                expected.extend(others.map(|name| format!("other{database}{name}")));
+            }
+            expected.sort();
+            let (files, found): (Vec<_>, Vec<_>) =
+                all.into_iter().map(|(path, _)| path).partition(|path| path.contains("file0"));
+            assert_eq!(found, expected);
+            assert_eq!(files.len(), 3 * count);
+        }
+    }
+
+    #[test]
+    fn deeper_than_directories_may_be_open() {
+        let cluster = Scratch::new("deep");
+        let mut expected = Vec::new();
+        let mut directory = "top".to_owned();
+        for depth in 0..4 * MAX_OPEN {
+            // Some come before the directory and some after it, in whatever order that is.
+            for name in ["a", "b", "c", "d"] {
+                expected.push(format!("{directory}/{name}{depth}"));
+            }
+            directory.push_str(&format!("/{depth}"));
+        }
+        expected.iter().for_each(|path| cluster.file(path));
+        let found = found_in(&cluster).into_iter().filter(|(_, is_directory)| !is_directory);
+        expected.sort();
+        assert_eq!(found.map(|(path, _)| path).collect::<Vec<_>>(), expected);
     }
 
     #[test]
