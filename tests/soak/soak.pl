@@ -86,7 +86,7 @@ sub client
 		eval { $run->pump_nb; 1 } or is_out_of_time($@, $pid, $what);
 		both_answer() if $fault && $fault->happens($pid) && !$fault->is_down;
 		if ($is_quiet) { Time::HiRes::sleep(0.01) }
-		else { eval { deed_while_it_runs(); 1 } or $@ =~ /terminating|the database system|connection|recovery|Permission denied|No space|Too many open|Input\/output/ or die $@ }
+		else { eval { deed_while_it_runs(); 1 } or $@ =~ /terminating|the database system|connection|Broken pipe|recovery|Permission denied|No space|Too many open|Input\/output/ or die $@ }
 	}
 	# A client that is gone is no failure of the harness.
 	eval { $run->finish; 1 } or $@ =~ /timeout/ && is_out_of_time($@, $pid, $what);
@@ -228,7 +228,7 @@ sub keep
 {
 	my $kept = "$ENV{TESTLOGDIR}/soak-$seed";
 	eval { stop_load() };
-	eval { $_->stop('immediate') } for servers();
+	eval { $_->stop('immediate', fail_ok => 1) } for servers();
 	mkdir $kept or return;
 	system('cp', '-a', '--reflink=auto', $tempdir, "$kept/copies");
 	system('cp', '-a', '--reflink=auto', $_->data_dir, "$kept/" . $_->name) for servers();
