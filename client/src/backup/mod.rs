@@ -287,7 +287,7 @@ impl<'a> Backup<'a> {
         // Now it is known where tablespaces go, too.
         let nothing = Sizes::default();
         let known = sizes.as_ref().unwrap_or(&nothing);
-        let needs = looks.then(|| output.needs(known, Some(&start.tablespaces))).unwrap_or_default();
+        let needs = if looks { output.needs(known, Some(&start.tablespaces)) } else { Vec::new() };
         let room = looks.then(|| Room::now(&needs));
         if let Some(room) = &room {
             room.check(&needs)?;
