@@ -98,9 +98,8 @@ impl Encoder {
         Ok(&self.output)
     }
 
-    /// Bytes of its memory, where the library tells.
-    #[cfg(test)]
-    pub(crate) fn memory(&self) -> Option<usize> {
+    /// Bytes of its memory, where the library tells: lz4's has less than a megabyte at any level.
+    pub fn memory(&self) -> Option<usize> {
         match &self.library {
             Library::Zstd(context) => Some(context.sizeof() + self.output.capacity()),
             Library::Lz4(_) => None,

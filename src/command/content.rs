@@ -57,6 +57,7 @@ fn send(command: &SendFilesContent, handle: &Handle) -> Result<()> {
     // Before an error too: by what came before it the client knows which file failed.
     copy.sender.flush();
     outcome?;
+    copy.sender.finish();
     put_message(tag::COPY_DONE, &[]);
     Ok(())
 }

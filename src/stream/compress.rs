@@ -24,7 +24,7 @@ const WORTH_PERCENT: usize = 5;
 #[derive(Debug)]
 pub struct Compressor {
     encoder: Encoder,
-    algorithm: Compression,
+    asked: WireCompression,
     buffer: Vec<u8>,
 }
 
@@ -39,12 +39,19 @@ pub struct Stream {
 impl Compressor {
     /// Makes contexts for what was asked for, if that is any compression.
     pub fn new(asked: &WireCompression) -> Result<Option<Self>> {
-        let compressor = Encoder::new(asked)?.map(|encoder| Self {
-            encoder,
-            algorithm: asked.algorithm,
-            buffer: vec![0; CHUNK],
-        });
+        let compressor =
+            Encoder::new(asked)?.map(|encoder| Self { encoder, asked: *asked, buffer: vec![0; CHUNK] });
         Ok(compressor)
+    }
+
+    /// Whether it does what is asked for.
+    pub fn is_for(&self, asked: &WireCompression) -> bool {
+        self.asked == *asked
+    }
+
+    /// Bytes of its memory, about.
+    pub fn memory(&self) -> usize {
+        self.buffer.len() + self.encoder.memory().unwrap_or_default()
     }
 
     /// Sends a file of `length` bytes, at least one, as a stream, or only its first ones as they are where a
@@ -81,7 +88,7 @@ impl Compressor {
             pace.sent(done);
             return Ok((done, None));
         }
-        let head = head(self.algorithm);
+        let head = head(self.asked.algorithm);
         let mut sent = Stream::begin(&head);
         outbox.frame(&head);
         sent.put(stream, outbox, pace)?;

@@ -44,6 +44,7 @@ use crate::pg::report;
 use crate::pg::socket::ConnectionLost;
 use crate::stream::cache::{AHEAD, CacheKeeper};
 use crate::stream::compress::Compressor;
+use crate::stream::kept::{self, Kept};
 use crate::stream::outbox::{CHUNK, Outbox, PIECE};
 use crate::stream::parts::{Parts, Wanted};
 
@@ -118,10 +119,20 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Gets its memory and looks at the connection.
+    /// Gets its memory, that of the transfer before if there was one, and looks at the connection.
     pub fn new(compression: &WireCompression) -> Result<Self> {
-        let compressor = Compressor::new(compression)?;
-        Ok(Self { outbox: Outbox::of_session(), compressor, cache: CacheKeeper::default() })
+        let Kept { outbox, compressor } = kept::take();
+        let compressor = match compressor {
+            Some(compressor) if compressor.is_for(compression) => Some(compressor),
+            _ => Compressor::new(compression)?,
+        };
+        Ok(Self { outbox: Outbox::of_session(outbox), compressor, cache: CacheKeeper::default() })
+    }
+
+    /// All is sent: leaves its memory to the next transfer.
+    pub fn finish(mut self) {
+        self.flush();
+        kept::leave(Kept { outbox: self.outbox.into_memory(), compressor: self.compressor });
     }
 
     /// Says that a file is not there.

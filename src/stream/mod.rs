@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod compress;
 pub mod content;
+mod kept;
 pub mod outbox;
 pub mod parts;
 pub mod rows;

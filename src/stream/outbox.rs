@@ -39,13 +39,19 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Makes the buffer and looks at the connection.
-    pub fn of_session() -> Self {
+    /// Takes this memory, or gets some, and looks at the connection.
+    pub fn of_session(mut memory: Vec<u8>) -> Self {
+        memory.resize(ROOM, 0);
         let socket = Socket::plain();
         if let Some(socket) = &socket {
             socket.widen();
         }
-        Self { memory: vec![0; ROOM], end: 0, stream: None, socket }
+        Self { memory, end: 0, stream: None, socket }
+    }
+
+    /// Its memory, once nothing is in it any more.
+    pub fn into_memory(self) -> Vec<u8> {
+        self.memory
     }
 
     /// Whether bytes can go from the page cache to the client.
