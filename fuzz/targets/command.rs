@@ -10,7 +10,7 @@ use protocol::command::{CommandKind, RawFile, RawOption, RawValue};
 const NAMES: &[&str] = &[
     "label", "checkpoint", "progress", "verify_checksums", "max_rate", "incremental", "lease", "backup_id", "estimate",
     "file_checksum", "compression", "compression_level", "compression_detail", "offset", "length", "blocks", "wait",
-    "release", "terminate_transfers", "no_such",
+    "release", "terminate_transfers", "totals", "no_such",
 ];
 
 #[derive(Arbitrary, Debug)]
