@@ -1,4 +1,4 @@
-//! What a grammar or a CALL yields, into a command: whatever is taken can be written again, and means the same.
+//! What a grammar or a CALL yields, into a command: whatever is taken can be written again, both ways.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -10,7 +10,7 @@ use protocol::command::{CommandKind, RawFile, RawOption, RawValue};
 const NAMES: &[&str] = &[
     "label", "checkpoint", "progress", "verify_checksums", "max_rate", "incremental", "lease", "backup_id", "estimate",
     "file_checksum", "compression", "compression_level", "compression_detail", "offset", "length", "blocks", "wait",
-    "release", "terminate_transfers", "totals", "no_such",
+    "release", "terminate_transfers", "totals", "light_lease", "new_backup_id", "no_such",
 ];
 
 #[derive(Arbitrary, Debug)]
