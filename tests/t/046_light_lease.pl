@@ -233,7 +233,7 @@ for my $lease ([], [ '--lease' => 60 ])
 	sql($node, q(ALTER SYSTEM RESET pg_parallel_backup.max_lease));
 	$node->reload;
 
-	my $proxy = ParallelBackup::Proxy->new(server => $node->port, flag => "$tempdir/changed", find => ', lease', at => 2, xor => 1, always => 1);
+	my $proxy = ParallelBackup::Proxy->new(server => $node->port, flag => "$tempdir/changed", find => 'zstd, lease', at => 6, xor => 1, always => 1);
 	command_checks_all([ @client, '-v', '-D' => $target, '-d' => "host=127.0.0.1 port=@{[ $proxy->port ]} dbname=postgres sslmode=disable" ], 0, [qr/^$/],
 		[qr/: server does not support leases: a connection that is lost ends the backup$/m], 'a server without leases');
 	ok(-e "$tempdir/changed", 'a server without leases: which was one by the proxy');
