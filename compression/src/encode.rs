@@ -98,7 +98,7 @@ impl Encoder {
         Ok(&self.output)
     }
 
-    /// Bytes of its memory, where the library tells: lz4's has less than a megabyte at any level.
+    /// Bytes of its memory, where the library tells: lz4's has about a megabyte at any level.
     pub fn memory(&self) -> Option<usize> {
         match &self.library {
             Library::Zstd(context) => Some(context.sizeof() + self.output.capacity()),
