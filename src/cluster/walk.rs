@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 use walkdir::{DirEntry, WalkDir};
 
-use crate::cluster::contents::{RelationDir, Verdict, WAL_DIR, init_fork, join, verdict};
+use crate::cluster::contents::{Verdict, WAL_DIR, init_fork, join, verdict};
 use crate::cluster::{Layout, Tablespace};
 use crate::error::{Error, Result};
 
@@ -23,10 +23,6 @@ use crate::error::{Error, Result};
 /// each of the data directory's.
 const MAX_OPEN: usize = 3;
 const MAX_HELD: usize = 2;
-
-/// Bytes of paths up to which a directory of relations is read to its end before the first of them is looked at: as
-/// most are, which then need not be read once more for their init forks.
-const READ_AHEAD: usize = 64 * 1024;
 
 /// How the names of init forks end.
 const INIT_FORK_SUFFIX: &[u8] = b"_init";
@@ -97,13 +93,12 @@ impl Walk<'_> {
         visitor: &mut impl Visitor,
     ) -> Result<()> {
         let start = self.root.join(OsStr::from_bytes(top));
-        let mut walk = Entries::new(
-            WalkDir::new(&start)
-                .min_depth(usize::from(is_root))
-                .max_open(MAX_OPEN)
-                .follow_links(false)
-                .follow_root_links(false),
-        );
+        let mut walk = WalkDir::new(&start)
+            .min_depth(usize::from(is_root))
+            .max_open(MAX_OPEN)
+            .follow_links(false)
+            .follow_root_links(false)
+            .into_iter();
         let mut way = Way { start: &start, top, held: VecDeque::with_capacity(MAX_HELD + 1) };
         while let Some(entry) = walk.next() {
             visitor.poll()?;
@@ -119,9 +114,6 @@ impl Walk<'_> {
                 continue;
             }
             let Some(here) = way.to(&entry)? else { continue };
-            if here.init_forks.is_none() && RelationDir::of(self.layout, &here.relative).is_some() {
-                here.init_forks = walk.init_forks(&entry, visitor)?;
-            }
             let name = entry.file_name().as_bytes();
             let path = join(&here.relative, name);
             let found = verdict(self.layout, &here.relative, name, &path);
@@ -233,78 +225,6 @@ impl Walk<'_> {
 
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
-}
-
-/// Entries in walkdir's order, some of them before they are asked for.
-struct Entries {
-    walk: walkdir::IntoIter,
-    /// Read already. A directory is the last of them: what is in it comes next, or is skipped.
-    ahead: VecDeque<walkdir::Result<DirEntry>>,
-    /// The last entry that was handed out, if it is a directory.
-    directory: Option<PathBuf>,
-}
-
-impl Entries {
-    fn new(walk: WalkDir) -> Self {
-        Self { walk: walk.into_iter(), ahead: VecDeque::new(), directory: None }
-    }
-
-    fn next(&mut self) -> Option<walkdir::Result<DirEntry>> {
-        let entry = self.ahead.pop_front().or_else(|| self.walk.next());
-        if self.ahead.is_empty() {
-            let directory = entry.as_ref().and_then(|entry| entry.as_ref().ok());
-            self.directory =
-                directory.filter(|entry| entry.file_type().is_dir()).map(|entry| entry.path().to_owned());
-        }
-        entry
-    }
-
-    /// What is in the directory that was handed out last does not come.
-    fn skip_current_dir(&mut self) {
-        self.walk.skip_current_dir();
-    }
-
-    /// The init forks in the directory of an entry, the last that was handed out, if that is the first of it and the end of
-    /// the directory is not far.
-    fn init_forks(
-        &mut self,
-        first: &DirEntry,
-        visitor: &mut impl Visitor,
-    ) -> Result<Option<HashSet<Vec<u8>>>> {
-        // On the way back from a directory in it what came before is not known any more.
-        let Some(directory) = self.directory.take().filter(|path| Some(&**path) == first.path().parent())
-        else {
-            return Ok(None);
-        };
-        let mut found = HashSet::new();
-        let mut note = |entry: &DirEntry| {
-            let name = entry.file_name().as_bytes();
-            if name.ends_with(INIT_FORK_SUFFIX) {
-                found.insert(name.to_owned());
-            }
-        };
-        note(first);
-        let mut bytes = 0;
-        while bytes < READ_AHEAD {
-            visitor.poll()?;
-            let Some(entry) = self.walk.next() else { return Ok(Some(found)) };
-            let mut is_last = false;
-            if let Ok(entry) = &entry {
-                if entry.path().parent() != Some(&directory) {
-                    self.ahead.push_back(Ok(entry.clone()));
-                    return Ok(Some(found));
-                }
-                note(entry);
-                bytes += entry.path().as_os_str().len();
-                is_last = entry.file_type().is_dir();
-            }
-            self.ahead.push_back(entry);
-            if is_last {
-                break;
-            }
-        }
-        Ok(None)
-    }
 }
 
 /// The directories that lead to the one that the walk is in, the last of them.
@@ -561,9 +481,7 @@ mod tests {
 
     #[test]
     fn init_forks_of_small_directories_and_large_ones() {
-        // Some have more names than are read ahead, and some a directory between them.
-        for (count, within) in [(10, false), (READ_AHEAD / 100, false), (10, true), (READ_AHEAD / 100, true)]
-        {
+        for (count, within) in [(10, false), (1000, false), (10, true), (1000, true)] {
             let cluster = Scratch::new(&format!("forks_{count}_{within}"));
             for database in ["4", "5", "6"] {
                 for number in 0..count {
