@@ -347,6 +347,8 @@ sub usable
 		# Cancelled while it waits for the archive, it is stopped and says so again.
 		$psql->("ALTER SYSTEM SET archive_command = 'false'");
 		$psql->('SELECT pg_reload_conf()');
+		# Who is connected later than the archiver was told sees it.
+		ok($node->poll_query_until('postgres', q(SELECT current_setting('archive_command') = 'false')), "$server: the archive fails");
 		query_ok($conn, "SET statement_timeout = '1s'");
 		my $first = $conn->query('CALL parallel_backup.stop_backup()');
 		is_report($first->{error}, '57014', qr/^canceling statement due to statement timeout$/, "$server: stop cancelled");
