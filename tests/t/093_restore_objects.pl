@@ -9,6 +9,7 @@ use JSON::PP ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes ();
 use ParallelBackup::ObjectStore;
 use ParallelBackup::Test;
 
@@ -35,10 +36,51 @@ my @week = ([ 'full' ], [ 'one', 'full' ], [ 'b' ]);
 for my $day (@week)
 {
 	my ($name, $from) = @$day;
-	write_file("$tempdir/manifest", $store->get("main/$from/backup_manifest")) if $from;
-	$node->command_ok([ @backup, '-D' => "s3://restore/main/$name", $name eq 'b' ? ('-Z' => 'server-zstd:1') : (), $from ? ('-i' => "$tempdir/manifest") : () ], "backup $name");
+	$node->command_ok([ @backup, '-D' => "s3://restore/main/$name", $name eq 'b' ? ('-Z' => 'server-zstd:1') : (), $from ? ('-i' => "s3://restore/main/$from/backup_manifest") : () ], "backup $name");
 	$data{$name} = $node->safe_psql('postgres', $query);
 	$node->safe_psql('postgres', 'UPDATE t SET n = n + 1 WHERE id % 100 = 7');
+}
+
+# The manifest that an increment goes on from is an object, and what comes of requests for it.
+if ($has_increments)
+{
+	my @increment = ('pg_parallel_basebackup', '--checkpoint' => 'fast', '--dbname' => $node->connstr('postgres'), '--no-sync', '-D' => "$tempdir/increment", '-X' => 'none');
+	my $manifest = 's3://restore/main/full/backup_manifest';
+	for my $case (
+		[ 'no object', qr{error: object "s3://restore/main/full" does not exist\n\S+: hint: The manifest of a backup below "s3://restore/main/full" is "\Q$manifest\E"\.$}m, 's3://restore/main/full' ],
+		[ 'no backup', qr{error: object "s3://restore/none/backup_manifest" does not exist$}m, 's3://restore/none/backup_manifest' ],
+		[ 'flipped', qr{error: could not upload manifest: ERROR:  .*manifest}, $manifest, method => qr/^GET/, flip => 1 ],
+		[ 'denied', qr{error: could not read "\Q$manifest\E": permission denied: No, on purpose \(AccessDenied\)$}m, $manifest, method => qr/^GET/, answer => 403 ])
+	{
+		my ($name, $words, $url, %fault) = @$case;
+		my $proxy = %fault ? ParallelBackup::ObjectStore::Proxy->new(store => $store, path => qr/manifest/, %fault) : undef;
+		my ($stdout, $stderr) = run_command([ 'env', $store->environment($proxy), @increment, '-i' => $url ]);
+		like($stderr, $words, "the prior's manifest, $name: what it says");
+		unlike($stderr, $secret, "the prior's manifest, $name: no secret is said");
+		ok(!-e "$tempdir/increment", "the prior's manifest, $name: nothing is left");
+		is($node->safe_psql('postgres', 'SELECT count(*) FROM parallel_backup.backups'), 0, "the prior's manifest, $name: no backup");
+		$proxy->stop if $proxy;
+	}
+	my $proxy = ParallelBackup::ObjectStore::Proxy->new(store => $store, log => "$tempdir/prior.log", method => qr/^GET/, path => qr/manifest/, cut => 'body', count => 1);
+	$node->command_ok([ 'env', $store->environment($proxy), @increment, '-i' => $manifest ], q(the prior's manifest, cut: asked for again));
+	$proxy->stop;
+	like(slurp_file("$tempdir/prior.log"), qr/ disturbed$/m, q(the prior's manifest, cut: it was));
+	ok(-e "$tempdir/increment/base/5/INCREMENTAL.1259", q(the prior's manifest: an increment));
+	File::Path::remove_tree("$tempdir/increment");
+	# A signal is heard while it is waited for.
+	my $log = "$tempdir/held.log";
+	$proxy = ParallelBackup::ObjectStore::Proxy->new(store => $store, log => $log, method => qr/^GET/, path => qr/manifest/, hold => "$tempdir/goes_on");
+	my $run = IPC::Run::start([ 'env', $store->environment($proxy), @increment, '-i' => $manifest ], '<' => \undef, '2>' => \my $stderr, IPC::Run::timeout(300));
+	for (1 .. 3000) { last if -e $log && slurp_file($log) =~ / disturbed$/m; $run->pump_nb; Time::HiRes::sleep(0.1) }
+	$run->signal('TERM');
+	$run->finish;
+	is(($run->results)[0], 1, q(the prior's manifest, a signal: exit code));
+	like($stderr, qr/error: backup was interrupted\n/, q(the prior's manifest, a signal: what it says));
+	ok(!-e "$tempdir/increment", q(the prior's manifest, a signal: nothing is left));
+	write_file("$tempdir/goes_on", '');
+	$proxy->stop;
+	command_fails_like([ @environment, @increment, '-i' => 's3://restore' ], qr{error: "s3://restore" is a bucket and no manifest$}m, 'a bucket is no manifest');
+	$node->command_ok([ @environment, @increment, '--dry-run', '-i' => $manifest ], q(the prior's manifest: --dry-run));
 }
 
 # restore(name, code, words, proxy, arguments): what is said is looked at for secrets in the end.

@@ -2,6 +2,7 @@
 //! changed, here or on the server.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use super::connections::{Connections, least_wal};
 use super::estimate::estimate;
@@ -18,7 +19,7 @@ use crate::wal::stream::quoted_identifier;
 /// Says what would happen. Everything that would go wrong has been reported where it fails.
 pub(super) fn dry_run(
     options: &Options,
-    abort: &Abort,
+    abort: &Arc<Abort>,
     connections: Connections,
     output: &dyn Output,
 ) -> Result<()> {
@@ -51,7 +52,7 @@ pub(super) fn dry_run(
         Route::Replication => None,
     };
     if let Some(manifest) = &options.incremental {
-        match prior_manifest::upload(&mut coordinator, manifest) {
+        match prior_manifest::upload(&mut coordinator, manifest, abort) {
             Ok(_) => trial.say("incremental: the server has taken the prior backup's manifest".to_owned()),
             Err(error) if error.kind() == Kind::Connection => return Err(error),
             Err(error) => trial.problem(error),

@@ -165,7 +165,7 @@ fn or_undone(
 
 struct Backup<'a> {
     options: &'a Options,
-    abort: &'a Abort,
+    abort: &'a Arc<Abort>,
     cleanup: &'a Cleanup,
     /// What lost connections are made anew from, once the first are there.
     reconnect: OnceLock<Reconnect>,
@@ -181,7 +181,7 @@ struct Backup<'a> {
 impl<'a> Backup<'a> {
     fn new(
         options: &'a Options,
-        abort: &'a Abort,
+        abort: &'a Arc<Abort>,
         cleanup: &'a Cleanup,
         counters: &'a Counters,
         facts: &'a Mutex<Facts>,
@@ -230,7 +230,7 @@ impl<'a> Backup<'a> {
         // What is wrong with it should not cost a slot or a checkpoint.
         if let Some(manifest) = &options.incremental {
             self.say("uploading manifest of the prior backup");
-            prior = Some(prior_manifest::upload(&mut coordinator, manifest)?);
+            prior = Some(prior_manifest::upload(&mut coordinator, manifest, self.abort)?);
         }
         let record = output.resume()?;
         // Where a process that has gone has left something, there is less to come than the server knows of.

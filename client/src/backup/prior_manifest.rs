@@ -1,16 +1,21 @@
 //! The manifest of the backup that an incremental one is to go on from: to the coordinator, before START_BACKUP.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use protocol::SqlState;
 use protocol::command::{MANIFEST_PIECE, ManifestPiece};
 use protocol::features::Feature;
 use sha2::{Digest as _, Sha256};
 
+use crate::abort::Abort;
 use crate::catalog::index::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::objects;
+use crate::options::PriorManifest;
+use crate::output::MANIFEST;
 use crate::server::connection::{Route, Session};
 use crate::server::route;
 
@@ -18,7 +23,11 @@ use crate::server::route;
 const SINCE: i32 = 170_000;
 
 /// Uploads it: by PostgreSQL's own command, or in pieces by a procedure. The digest of what was uploaded.
-pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<Digest> {
+pub(super) fn upload(
+    coordinator: &mut Session,
+    manifest: &PriorManifest,
+    abort: &Arc<Abort>,
+) -> Result<Digest> {
     if coordinator.server_version() < SINCE {
         return Err(Error::local("server does not support incremental backup")
             .with_hint("Incremental backups need PostgreSQL 17 or later."));
@@ -27,12 +36,12 @@ pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<Digest> {
         return Err(Error::local("server does not support incremental backup")
             .with_hint("The extension pg_parallel_backup of the server is older than 0.3.0."));
     }
-    let mut file = File::open(path).map_err(|error| Error::io("open file", path, &error))?;
+    let (mut manifest, shown) = open(manifest, abort)?;
     let mut hash = Sha256::new();
     let read = |buffer: &mut [u8]| loop {
-        match file.read(buffer) {
+        match manifest.read(buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io("read file", path, &error)),
+            Err(error) => return Err(unreadable(error, &shown)),
             Ok(count) => {
                 hash.update(&buffer[..count]);
                 return Ok(count);
@@ -48,6 +57,33 @@ pub(super) fn upload(coordinator: &mut Session, path: &Path) -> Result<Digest> {
         _ => error,
     })?;
     Ok(hash.finalize().into())
+}
+
+/// The manifest, and its name for a message.
+fn open(manifest: &PriorManifest, abort: &Arc<Abort>) -> Result<(Box<dyn Read + Send>, PathBuf)> {
+    match manifest {
+        PriorManifest::File(path) => match File::open(path) {
+            Ok(file) => Ok((Box::new(file), path.clone())),
+            Err(error) => Err(Error::io("open file", path, &error)),
+        },
+        PriorManifest::Object(object) => {
+            let read = objects::read(object, abort).map_err(|error| {
+                if object.prefix.rsplit('/').next() == Some(MANIFEST) {
+                    error
+                } else {
+                    error.with_hint(format!(
+                        "The manifest of a backup below \"{object}\" is \"{object}/{MANIFEST}\"."
+                    ))
+                }
+            })?;
+            Ok((read, PathBuf::from(object.to_string())))
+        }
+    }
+}
+
+/// An error of an object store is known already; of a file the system knows.
+fn unreadable(error: io::Error, shown: &Path) -> Error {
+    error.downcast::<Error>().unwrap_or_else(|error| Error::io("read file", shown, &error))
 }
 
 fn by_calls(coordinator: &mut Session, mut read: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<()> {

@@ -37,8 +37,8 @@ pub struct Arguments {
     /// Output format: plain (the default) or tar
     #[arg(short = 'F', long, value_name = "p|t", help_heading = OUTPUT)]
     pub format: Option<OsString>,
-    /// Only what has changed since the backup with this manifest
-    #[arg(short = 'i', long, value_name = "OLDMANIFEST", help_heading = OUTPUT)]
+    /// Only what has changed since the backup with this manifest, a file or the URL of an object
+    #[arg(short = 'i', long, value_name = "OLDMANIFEST", help_heading = OUTPUT, value_hint = ValueHint::FilePath)]
     pub incremental: Option<OsString>,
     /// Number of connections that fetch files
     #[arg(short = 'j', long, value_name = "NUM", default_value = "4", help_heading = OUTPUT, allow_hyphen_values = true)]

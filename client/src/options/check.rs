@@ -13,8 +13,8 @@ use super::numbers::{VOLUME_SIZE, parse_int, parse_max_rate, parse_volume_size};
 use super::tablespace::{TablespaceMap, canonical};
 use super::words::{progress, shown, sync_method};
 use super::{
-    ConnectionOptions, Format, Lease, ManifestOptions, Options, PasswordPrompt, Progress, Resume, STDOUT,
-    Side, Slot, Sync, Wal,
+    ConnectionOptions, Format, Lease, ManifestOptions, Options, PasswordPrompt, PriorManifest, Progress,
+    Resume, STDOUT, Side, Slot, Sync, Wal,
 };
 use crate::error::{Error, Result};
 use crate::objects::location::{Location, Place};
@@ -47,6 +47,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
     let jobs = parse_int(&raw.jobs, "-j/--jobs", 1, MAX_JOBS)?;
     let volumes =
         raw.volumes.as_deref().map(|text| parse_volume_size(&text.to_string_lossy())).transpose()?;
+    let incremental = raw.incremental.as_deref().map(prior_manifest).transpose()?;
     let place = match raw.pgdata.as_deref() {
         Some(target) => Place::parse(&target.to_string_lossy())?,
         None => Place::Path,
@@ -137,7 +138,7 @@ pub fn check(raw: Arguments) -> Result<Options> {
         compress,
         // Between 1 and MAX_JOBS.
         jobs: usize::try_from(jobs).unwrap_or(1),
-        incremental: raw.incremental.map(PathBuf::from),
+        incremental,
         tablespaces,
         checkpoint,
         label: raw.label.map_or_else(|| format!("{PROGRAM} base backup").into_bytes(), OsStringExt::into_vec),
@@ -387,6 +388,19 @@ fn lease(raw: &Arguments) -> Result<Option<Lease>> {
     let Some(text) = raw.lease.as_deref() else { return Ok(None) };
     let seconds = parse_int(text, "--lease", 0, i64::from(i32::MAX))?;
     Ok(Some(u32::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(Lease::Never, Lease::Seconds)))
+}
+
+/// Where the manifest is that an increment goes on from: a file, or by its URL.
+fn prior_manifest(name: &OsStr) -> Result<PriorManifest> {
+    // A name that is no UTF-8 is no URL.
+    Ok(match name.to_str().map(Place::parse).transpose()? {
+        None | Some(Place::Path) => PriorManifest::File(name.into()),
+        Some(Place::Directory(path)) => PriorManifest::File(path),
+        Some(Place::Objects(bucket)) if bucket.prefix.is_empty() => {
+            return Err(Error::usage(format!("\"{bucket}\" is a bucket and no manifest")));
+        }
+        Some(Place::Objects(object)) => PriorManifest::Object(object),
+    })
 }
 
 /// Whether a backup can be gone on with. What an archive has of a file nobody can tell, who has not written it.

@@ -38,7 +38,7 @@ pub struct Options {
     /// How it is compressed, and where.
     pub compress: Compress,
     /// The manifest of the backup that this one is to go on from, if it is to have only what has changed since.
-    pub incremental: Option<PathBuf>,
+    pub incremental: Option<PriorManifest>,
     /// Connections that carry files.
     pub jobs: usize,
     /// Where tablespaces go instead.
@@ -104,6 +104,15 @@ pub enum Format {
     Plain,
     /// An archive for each tablespace.
     Tar,
+}
+
+/// Where the manifest of a prior backup is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PriorManifest {
+    /// A file.
+    File(PathBuf),
+    /// An object, by its own URL.
+    Object(Location),
 }
 
 /// How long the server is to keep a backup whose coordinator it has lost.
@@ -394,7 +403,25 @@ mod tests {
     #[test]
     fn an_increment() {
         let options = options(&["-D", "x", "-i", "/old/backup_manifest", "--lease=0"]).unwrap();
-        assert_eq!(options.incremental.unwrap().as_os_str(), "/old/backup_manifest");
+        assert_eq!(options.incremental, Some(PriorManifest::File("/old/backup_manifest".into())));
+    }
+
+    #[test]
+    fn the_manifest_of_a_prior_backup() {
+        let prior = |argument: &str| {
+            options(&["-D", "x", "-i", argument]).map(|options| options.incremental.unwrap())
+        };
+        assert_eq!(
+            prior("old://m").unwrap_err().message(),
+            "unrecognized storage \"old\", must be \"s3\", \"gs\", \"az\", or \"file\""
+        );
+        assert_eq!(prior("./old://m").unwrap(), PriorManifest::File("./old://m".into()));
+        assert_eq!(prior("file:///old/m").unwrap(), PriorManifest::File("/old/m".into()));
+        match prior("s3://b/old/backup_manifest").unwrap() {
+            PriorManifest::Object(object) => assert_eq!(object.to_string(), "s3://b/old/backup_manifest"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(prior("s3://b").unwrap_err().message(), "\"s3://b\" is a bucket and no manifest");
     }
 
     #[test]
