@@ -15,7 +15,7 @@ help: ## list these targets
 	@echo
 	@echo 'PG=18 chooses the major version, PG_SOURCE=path a PostgreSQL source tarball.'
 
-.PHONY: bench bench-quick bench-scale quickstart check check-versions check-everything check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean check-attacks check-model check-cassert memcheck miri check-server
+.PHONY: bench bench-quick bench-scale quickstart check check-versions check-everything check-stock check-unit check-regress check-tap check-deb check-peer check-incremental check-lease soak fuzz lint build install deb clean check-attacks check-model check-cassert memcheck miri check-server check-azure
 quickstart: ## build everything, back up a cluster under load, verify and start the copy
 	@tools/build.sh
 	@tools/quickstart.sh
@@ -77,6 +77,9 @@ check-lease: ## backups with --lease over a network that loses connections, at r
 check-attacks: ## the tests of attacks, longer: CYCLES=10000 backups that are abandoned, ENTRIES=1000000 in a list, SWAPS=3000
 	@CYCLES='$(or $(CYCLES),10000)' ENTRIES='$(or $(ENTRIES),1000000)' SWAPS='$(or $(SWAPS),3000)' SEED='$(SEED)' \
 		TESTS='tests/t/100*.pl tests/t/101*.pl tests/t/102*.pl' tools/check.sh tap
+
+check-azure: ## backups to Azure's Blob Storage, on its own emulator, which npm installs
+	@TESTS=tests/azure/azure.pl tools/check.sh tap
 
 check-deb: ## as root: install the packages, back up a server, remove them again
 	@PPB_CHECK=1 tools/deb.sh "$(PG_CONFIG)"

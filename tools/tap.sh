@@ -9,6 +9,7 @@
 #   STOCK_INCLUDE   the server headers of the same release without the patch
 #   PPB_ROOT        the checkout
 #   PPB_S3          the URL of an object store, if a file is run whose name has "object" in it
+#   PPB_AZURE       that of one as Azure has it, if a file is run whose name has "azure" in it
 #   PPB_STOCK       set where the server is a stock one, of build/stock$PG
 # and the programs of the server first in PATH.
 tap_environment() {
@@ -53,6 +54,7 @@ run_tap() {
 	cd "$2" || exit 1
 	shift 2
 	case "$*" in *object*|*soak*) object_server "$SCRATCH/log/object_store.log" ;; esac
+	case "$*" in *azure*) azure_server "$SCRATCH/log/object_store.log" ;; esac
 	run_job "$TOOLS/as-user.sh" perl "$RUN_ROOT/tools/run-tap.pl" "${PPB_JOBS:-2}" "$SCRATCH/log/counts" \
 		"$@" || status=$?
 	if [ -f "$SCRATCH/log/counts" ]; then
