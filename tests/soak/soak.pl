@@ -31,6 +31,15 @@ my $tls = $ENV{TLS} || 30;
 diag("SEED=$seed MINUTES=$minutes TLS=$tls");
 srand $seed;
 
+# Numbers for a part of a backup that depend on nothing but these: how many others were drawn while a client ran is a matter of
+# moments.
+sub draw_anew
+{
+	my ($number, $part) = @_;
+	srand($seed + 1_000_003 * $number + $part);
+	return;
+}
+
 my $tempdir = PostgreSQL::Test::Utils::tempdir_short;
 my $until = time + 60 * $minutes;
 my $store = $ENV{PPB_S3} ? object_store('soak') : undef;
@@ -183,6 +192,7 @@ sub backup
 	}
 
 	my ($status, $stderr, $struck, @command) = client($request, $fault, $is_quiet, $what);
+	draw_anew($number, 2);
 	$fault_count{ $fault->{name} }++ if $struck;
 	if ($status != 0 && $struck && -e "$place/pgsql_tmp.pg_parallel_basebackup.resume")
 	{
@@ -246,8 +256,10 @@ my $is_alive = eval {
 	start_load();
 	while (time < $until)
 	{
+		draw_anew(++$number, 0);
 		some_deeds();
-		backup(++$number);
+		draw_anew($number, 1);
+		backup($number);
 		last if !Test::More->builder->is_passing;
 		# The load ends with its server.
 		eval { stop_load() };
