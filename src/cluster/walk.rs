@@ -104,8 +104,9 @@ impl Walk<'_> {
             visitor.poll()?;
             let entry = match entry {
                 Ok(entry) => entry,
-                // Gone since its directory was read.
+                // Gone since its directory was read, or something else has taken its place: then that was looked at already.
                 Err(error) if error.io_error().is_some_and(is_gone) => continue,
+                Err(error) if error.depth() > 0 && error.io_error().is_some_and(is_no_directory) => continue,
                 Err(error) => return Err(self.walk_error(top, error)),
             };
             if entry.depth() == 0 {
@@ -225,6 +226,11 @@ impl Walk<'_> {
 
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
+}
+
+/// Of something that was to be read as a directory: a file is there, or a link that leads to itself.
+fn is_no_directory(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOTDIR | Errno::LOOP))
 }
 
 /// The directories that lead to the one that the walk is in, the last of them.
@@ -413,6 +419,64 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    /// Has something else take the place of each directory that was read as one, once the first is there.
+    struct Swapping {
+        root: PathBuf,
+        seen: Vec<(String, bool)>,
+        special: usize,
+    }
+
+    impl Visitor for Swapping {
+        fn poll(&mut self) -> Result<()> {
+            Ok(())
+        }
+        fn entry(&mut self, entry: Entry<'_>) -> Result<()> {
+            let path = String::from_utf8_lossy(entry.path).into_owned();
+            if self.seen.is_empty() {
+                for number in (0..9).filter(|number| path != number.to_string()) {
+                    let other = self.root.join(number.to_string());
+                    fs::remove_dir(&other).unwrap();
+                    match number % 3 {
+                        0 => fs::write(&other, b"x").unwrap(),
+                        1 => symlink(number.to_string(), &other).unwrap(),
+                        _ => symlink("/etc", &other).unwrap(),
+                    }
+                }
+            }
+            self.seen.push((path, entry.directory));
+            Ok(())
+        }
+        fn special(&mut self, _: &[u8]) -> Result<()> {
+            self.special += 1;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_read_as_a_directory_and_is_none() {
+        let scratch = Scratch::new("swapped");
+        let root = scratch.0.clone();
+        for number in 0..9 {
+            fs::create_dir(root.join(number.to_string())).unwrap();
+        }
+        let layout = Layout::new(Vec::new(), b"PG_18_1".to_vec(), Default::default());
+        let walk = Walk { root: &root, layout: &layout, directory_mode: 0o700, wal_directories: &[] };
+        let mut swapping = Swapping { root: root.clone(), seen: Vec::new(), special: 0 };
+        walk.run(&mut swapping).unwrap();
+        let (directories, files): (Vec<_>, Vec<_>) =
+            swapping.seen.into_iter().partition(|(_, directory)| *directory);
+        assert_eq!(directories.len(), 1);
+        // Nothing is named that is behind a link.
+        assert!(files.iter().all(|(path, _)| path.len() == 1), "{files:?}");
+        assert_eq!(files.len() + swapping.special, 8);
+        assert!(swapping.special >= 5);
+        // Where the walk begins it is an error.
+        let space = Tablespace { oid: 16384, location: b"0/file".to_vec(), relative: None };
+        fs::create_dir(root.join("pg_tblspc")).unwrap();
+        fs::write(root.join("pg_tblspc/16384"), b"x").unwrap();
+        assert!(walk.tablespace(&space, &mut Collected::default()).is_err());
     }
 
     #[test]
