@@ -114,7 +114,13 @@ impl Walk<'_> {
                 self.directory(top, metadata.map_err(Into::into), visitor)?;
                 continue;
             }
-            let Some(here) = way.to(&entry)? else { continue };
+            let Some(here) = way.to(&entry)? else {
+                // Behind a link there may be all of a disk.
+                if entry.file_type().is_dir() {
+                    walk.skip_current_dir();
+                }
+                continue;
+            };
             let name = entry.file_name().as_bytes();
             let path = join(&here.relative, name);
             let found = verdict(self.layout, &here.relative, name, &path);
@@ -424,12 +430,15 @@ mod tests {
     /// Has something else take the place of each directory that was read as one, once the first is there.
     struct Swapping {
         root: PathBuf,
+        outside: PathBuf,
         seen: Vec<(String, bool)>,
         special: usize,
+        polls: usize,
     }
 
     impl Visitor for Swapping {
         fn poll(&mut self) -> Result<()> {
+            self.polls += 1;
             Ok(())
         }
         fn entry(&mut self, entry: Entry<'_>) -> Result<()> {
@@ -441,7 +450,7 @@ mod tests {
                     match number % 3 {
                         0 => fs::write(&other, b"x").unwrap(),
                         1 => symlink(number.to_string(), &other).unwrap(),
-                        _ => symlink("/etc", &other).unwrap(),
+                        _ => symlink(&self.outside, &other).unwrap(),
                     }
                 }
             }
@@ -461,9 +470,19 @@ mod tests {
         for number in 0..9 {
             fs::create_dir(root.join(number.to_string())).unwrap();
         }
+        let outside = Scratch::new("outside");
+        for number in 0..100 {
+            outside.file(&format!("below/{number}"));
+        }
         let layout = Layout::new(Vec::new(), b"PG_18_1".to_vec(), Default::default());
         let walk = Walk { root: &root, layout: &layout, directory_mode: 0o700, wal_directories: &[] };
-        let mut swapping = Swapping { root: root.clone(), seen: Vec::new(), special: 0 };
+        let mut swapping = Swapping {
+            root: root.clone(),
+            outside: outside.0.clone(),
+            seen: Vec::new(),
+            special: 0,
+            polls: 0,
+        };
         walk.run(&mut swapping).unwrap();
         let (directories, files): (Vec<_>, Vec<_>) =
             swapping.seen.into_iter().partition(|(_, directory)| *directory);
@@ -472,6 +491,8 @@ mod tests {
         assert!(files.iter().all(|(path, _)| path.len() == 1), "{files:?}");
         assert_eq!(files.len() + swapping.special, 8);
         assert!(swapping.special >= 5);
+        // Nor is anything looked for further down there.
+        assert!(swapping.polls < 50, "{}", swapping.polls);
         // Where the walk begins it is an error.
         let space = Tablespace { oid: 16384, location: b"0/file".to_vec(), relative: None };
         fs::create_dir(root.join("pg_tblspc")).unwrap();
