@@ -13,8 +13,7 @@ use sha2::{Digest as _, Sha256};
 use crate::abort::Abort;
 use crate::catalog::index::Digest;
 use crate::error::{Error, Kind, Result};
-use crate::objects;
-use crate::options::PriorManifest;
+use crate::objects::{self, location::Named};
 use crate::output::MANIFEST;
 use crate::server::connection::{Route, Session};
 use crate::server::route;
@@ -23,11 +22,7 @@ use crate::server::route;
 const SINCE: i32 = 170_000;
 
 /// Uploads it: by PostgreSQL's own command, or in pieces by a procedure. The digest of what was uploaded.
-pub(super) fn upload(
-    coordinator: &mut Session,
-    manifest: &PriorManifest,
-    abort: &Arc<Abort>,
-) -> Result<Digest> {
+pub(super) fn upload(coordinator: &mut Session, manifest: &Named, abort: &Arc<Abort>) -> Result<Digest> {
     if coordinator.server_version() < SINCE {
         return Err(Error::local("server does not support incremental backup")
             .with_hint("Incremental backups need PostgreSQL 17 or later."));
@@ -60,13 +55,13 @@ pub(super) fn upload(
 }
 
 /// The manifest, and its name for a message.
-fn open(manifest: &PriorManifest, abort: &Arc<Abort>) -> Result<(Box<dyn Read + Send>, PathBuf)> {
+fn open(manifest: &Named, abort: &Arc<Abort>) -> Result<(Box<dyn Read + Send>, PathBuf)> {
     match manifest {
-        PriorManifest::File(path) => match File::open(path) {
+        Named::Path(path) => match File::open(path) {
             Ok(file) => Ok((Box::new(file), path.clone())),
             Err(error) => Err(Error::io("open file", path, &error)),
         },
-        PriorManifest::Object(object) => {
+        Named::Objects(object) => {
             let read = objects::read(object, abort).map_err(|error| {
                 if object.prefix.rsplit('/').next() == Some(MANIFEST) {
                     error

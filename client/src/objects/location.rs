@@ -1,5 +1,6 @@
 //! `s3://bucket/prefix` and its like, as an option gives them.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -81,6 +82,26 @@ impl Place {
             return Err(Error::usage(format!("invalid storage URL \"{text}\"")));
         }
         Ok(Self::Objects(Location { scheme, bucket: bucket.to_owned(), prefix: prefix.to_owned() }))
+    }
+}
+
+/// What a name given by a user stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    /// Something on this machine.
+    Path(PathBuf),
+    /// Something in an object store.
+    Objects(Location),
+}
+
+impl Named {
+    /// Reads it. A name that is no UTF-8 is no URL.
+    pub fn parse(name: &OsStr) -> Result<Self> {
+        Ok(match name.to_str().map(Place::parse).transpose()? {
+            None | Some(Place::Path) => Self::Path(name.into()),
+            Some(Place::Directory(path)) => Self::Path(path),
+            Some(Place::Objects(location)) => Self::Objects(location),
+        })
     }
 }
 

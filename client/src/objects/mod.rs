@@ -18,16 +18,16 @@ use std::sync::Arc;
 
 use self::location::Location;
 use crate::abort::Abort;
-use crate::error::{Error, Result};
+#[cfg(not(feature = "object-store"))]
+use crate::error::Error;
+use crate::error::Result;
 
 /// An object by its own URL, to be read from its beginning. What fails then is an [`Error`] inside of the `io::Error`.
 #[cfg(feature = "object-store")]
 pub fn read(object: &Location, abort: &Arc<Abort>) -> Result<Box<dyn Read + Send>> {
-    let Some((prefix, name)) = object.split() else {
-        return Err(Error::local(format!("\"{object}\" is no object")));
-    };
-    let remote = Arc::new(remote::Remote::open(&prefix, abort)?);
-    Ok(Box::new(ranges::Ranges::open(&remote, name)?))
+    let bucket = Location { prefix: String::new(), ..object.clone() };
+    let remote = Arc::new(remote::Remote::open(&bucket, abort)?);
+    Ok(Box::new(ranges::Ranges::open(&remote, &object.prefix)?))
 }
 
 /// An object by its own URL, which cannot be read.

@@ -13,11 +13,11 @@ use super::numbers::{VOLUME_SIZE, parse_int, parse_max_rate, parse_volume_size};
 use super::tablespace::{TablespaceMap, canonical};
 use super::words::{progress, shown, sync_method};
 use super::{
-    ConnectionOptions, Format, Lease, ManifestOptions, Options, PasswordPrompt, PriorManifest, Progress,
-    Resume, STDOUT, Side, Slot, Sync, Wal,
+    ConnectionOptions, Format, Lease, ManifestOptions, Options, PasswordPrompt, Progress, Resume, STDOUT,
+    Side, Slot, Sync, Wal,
 };
 use crate::error::{Error, Result};
-use crate::objects::location::{Location, Place};
+use crate::objects::location::{Location, Named, Place};
 use crate::report::PROGRAM;
 
 /// Most jobs: no server has more walsenders than MAX_BACKENDS, and nobody's disk has use for them.
@@ -390,17 +390,14 @@ fn lease(raw: &Arguments) -> Result<Option<Lease>> {
     Ok(Some(u32::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(Lease::Never, Lease::Seconds)))
 }
 
-/// Where the manifest is that an increment goes on from: a file, or by its URL.
-fn prior_manifest(name: &OsStr) -> Result<PriorManifest> {
-    // A name that is no UTF-8 is no URL.
-    Ok(match name.to_str().map(Place::parse).transpose()? {
-        None | Some(Place::Path) => PriorManifest::File(name.into()),
-        Some(Place::Directory(path)) => PriorManifest::File(path),
-        Some(Place::Objects(bucket)) if bucket.prefix.is_empty() => {
-            return Err(Error::usage(format!("\"{bucket}\" is a bucket and no manifest")));
+/// Where the manifest is that an increment goes on from: a file, or an object.
+fn prior_manifest(name: &OsStr) -> Result<Named> {
+    match Named::parse(name)? {
+        Named::Objects(bucket) if bucket.prefix.is_empty() => {
+            Err(Error::usage(format!("\"{bucket}\" is a bucket and no manifest")))
         }
-        Some(Place::Objects(object)) => PriorManifest::Object(object),
-    })
+        named => Ok(named),
+    }
 }
 
 /// Whether a backup can be gone on with. What an archive has of a file nobody can tell, who has not written it.

@@ -21,7 +21,7 @@ use self::check::check;
 use self::compress::Compress;
 use self::tablespace::TablespaceMap;
 use crate::error::Result;
-use crate::objects::location::Location;
+use crate::objects::location::{Location, Named};
 use crate::report::{self, PROGRAM};
 
 /// What the user wants.
@@ -38,7 +38,7 @@ pub struct Options {
     /// How it is compressed, and where.
     pub compress: Compress,
     /// The manifest of the backup that this one is to go on from, if it is to have only what has changed since.
-    pub incremental: Option<PriorManifest>,
+    pub incremental: Option<Named>,
     /// Connections that carry files.
     pub jobs: usize,
     /// Where tablespaces go instead.
@@ -104,15 +104,6 @@ pub enum Format {
     Plain,
     /// An archive for each tablespace.
     Tar,
-}
-
-/// Where the manifest of a prior backup is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PriorManifest {
-    /// A file.
-    File(PathBuf),
-    /// An object, by its own URL.
-    Object(Location),
 }
 
 /// How long the server is to keep a backup whose coordinator it has lost.
@@ -403,7 +394,7 @@ mod tests {
     #[test]
     fn an_increment() {
         let options = options(&["-D", "x", "-i", "/old/backup_manifest", "--lease=0"]).unwrap();
-        assert_eq!(options.incremental, Some(PriorManifest::File("/old/backup_manifest".into())));
+        assert_eq!(options.incremental, Some(Named::Path("/old/backup_manifest".into())));
     }
 
     #[test]
@@ -415,10 +406,10 @@ mod tests {
             prior("old://m").unwrap_err().message(),
             "unrecognized storage \"old\", must be \"s3\", \"gs\", \"az\", or \"file\""
         );
-        assert_eq!(prior("./old://m").unwrap(), PriorManifest::File("./old://m".into()));
-        assert_eq!(prior("file:///old/m").unwrap(), PriorManifest::File("/old/m".into()));
+        assert_eq!(prior("./old://m").unwrap(), Named::Path("./old://m".into()));
+        assert_eq!(prior("file:///old/m").unwrap(), Named::Path("/old/m".into()));
         match prior("s3://b/old/backup_manifest").unwrap() {
-            PriorManifest::Object(object) => assert_eq!(object.to_string(), "s3://b/old/backup_manifest"),
+            Named::Objects(object) => assert_eq!(object.to_string(), "s3://b/old/backup_manifest"),
             other => panic!("{other:?}"),
         }
         assert_eq!(prior("s3://b").unwrap_err().message(), "\"s3://b\" is a bucket and no manifest");

@@ -1,7 +1,7 @@
 //! What the user calls a place: a directory, or the URL of one or of an object store's prefix.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::places::{Directories, Place};
@@ -10,42 +10,28 @@ use super::remote::{Objects, Prefix};
 use super::source::{Directory, Source};
 use crate::abort::Abort;
 use crate::error::{Error, Result};
-use crate::objects::location::{self, Location};
-
-enum Named {
-    Directory(PathBuf),
-    Objects(Location),
-}
-
-fn named(name: &OsStr) -> Result<Named> {
-    // A name that is no UTF-8 is no URL.
-    Ok(match name.to_str().map(location::Place::parse).transpose()? {
-        None | Some(location::Place::Path) => Named::Directory(name.into()),
-        Some(location::Place::Directory(path)) => Named::Directory(path),
-        Some(location::Place::Objects(location)) => Named::Objects(location),
-    })
-}
+use crate::objects::location::{Location, Named};
 
 /// Where a backup is.
 pub fn source(name: &OsStr, abort: &Arc<Abort>) -> Result<Box<dyn Source>> {
-    match named(name)? {
-        Named::Directory(path) => Ok(Box::new(Directory::open(&path)?)),
+    match Named::parse(name)? {
+        Named::Path(path) => Ok(Box::new(Directory::open(&path)?)),
         Named::Objects(location) => objects(&location, abort),
     }
 }
 
 /// Where backups are.
 pub fn place(name: &OsStr, abort: &Arc<Abort>) -> Result<Box<dyn Place>> {
-    match named(name)? {
-        Named::Directory(path) => Ok(Box::new(Directories::open(&path)?)),
+    match Named::parse(name)? {
+        Named::Path(path) => Ok(Box::new(Directories::open(&path)?)),
         Named::Objects(location) => prefix(&location, abort),
     }
 }
 
 /// Where a backup is among others, and its name there.
 pub fn split(backup: &OsStr, abort: &Arc<Abort>) -> Result<(Box<dyn Place>, String)> {
-    match named(backup)? {
-        Named::Directory(path) => split_directory(&path),
+    match Named::parse(backup)? {
+        Named::Path(path) => split_directory(&path),
         Named::Objects(location) => match location.split() {
             Some((above, name)) => Ok((prefix(&above, abort)?, name.to_owned())),
             None => Err(Error::local(format!("\"{location}\" is among no others"))),
